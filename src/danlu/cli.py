@@ -1,0 +1,292 @@
+"""The command line. Commands are thin: they read arguments, call the pipeline and print.
+
+Everything heavy is imported inside the commands, so that help appears at once. An error for people is printed in one
+message, without a traceback, and the process ends with code 2; Ctrl-C ends it with 130.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from danlu import __version__
+from danlu.core.errors import ConfigError, DanluError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXIT_ERROR, EXIT_DAMAGED, EXIT_STOPPED = 2, 1, 130
+
+
+class Commands(typer.core.TyperGroup):
+    """All commands, with the project's way of ending: errors in red on stderr, Ctrl-C without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DanluError as error:
+            _print_error(error)
+            raise typer.Exit(EXIT_ERROR) from None
+        except KeyboardInterrupt:
+            _errors().print("Stopped. Nothing half-written was published; the same command goes on from here.",
+                            style="yellow")
+            raise typer.Exit(EXIT_STOPPED) from None
+        except BrokenPipeError:  # `danlu … | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(EXIT_DAMAGED) from None
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]},
+                  help="danlu (丹炉): from raw text to a chat model, in one recipe.\n\n"
+                       "Begin with [bold]danlu plan recipes/quickstart.yaml[/], then [bold]danlu run[/] the same.")
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder (runs/NAME), or one artifact's.")]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds all runs.")]
+Overrides = Annotated[list[str] | None, typer.Option(
+    "--set", metavar="PATH=VALUE", help="Change one value, e.g. steps.base.learning_rate=1e-3; may be repeated.")]
+
+
+def _errors() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()
+
+
+def _print_error(error: DanluError) -> None:
+    """Prints an error. Under torchrun the main process speaks first; the others speak only if it does not fail too."""
+    from rich.text import Text
+
+    rank = int(os.environ.get("RANK", "0"))
+    if rank > 0:
+        from danlu.pipeline.run import Stopped
+
+        if isinstance(error, Stopped):
+            return
+        time.sleep(2)  # where the main process fails as well, this one is ended meanwhile
+    said = f"process {rank}: {error}" if rank else str(error)
+    _errors().print(Text(said, style="red"))
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"danlu {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def danlu(version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True,
+                                                help="Show danlu's version.")] = False) -> None:
+    """Options of danlu itself."""
+
+
+@app.command("run")
+def run_command(recipe: RecipePath, overrides: Overrides = None,
+                only: Annotated[list[str] | None, typer.Option(
+                    "--only", metavar="STEP", help="Run only this step; may be repeated.")] = None,
+                runs: Runs = Path("runs")) -> None:
+    """Run a recipe: make what is missing, reuse what is there.
+
+    A stopped run goes on when the same command is given again.
+
+    [bold]Example:[/] danlu run recipes/quickstart.yaml --set steps.base.max_steps=100
+    """
+    from danlu.pipeline.recipe import Recipe
+    from danlu.pipeline.run import run
+
+    run(Recipe.load(recipe, overrides or ()), runs, only or None, _console())
+
+
+@app.command("plan")
+def plan_command(recipe: RecipePath, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Show what a run would do, why, and what it would take. Nothing is trained or written.
+
+    [bold]Example:[/] danlu plan recipes/quickstart.yaml
+    """
+    from danlu.pipeline.plan import plan
+    from danlu.pipeline.recipe import Recipe
+
+    plan(Recipe.load(recipe, overrides or ()), runs).render(_console())
+
+
+@app.command()
+def inspect(recipe: RecipePath, step: Annotated[str, typer.Argument(metavar="STEP", help="A step of the recipe.")],
+            overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Show what a step trains on, token by token, exactly as the trainer would get it.
+
+    [bold]Example:[/] danlu inspect recipes/quickstart.yaml chat
+    """
+    from danlu.pipeline.inspect import inspect_step
+    from danlu.pipeline.recipe import Recipe
+
+    loaded = Recipe.load(recipe, overrides or ())
+    inspect_step(loaded, loaded.step(step).name, _console(), runs=runs)
+
+
+@app.command()
+def ledger(run: RunFolder) -> None:
+    """Show the ledger of a run: what came in, what was dropped and why, what went out, at every station.
+
+    [bold]Example:[/] danlu ledger runs/quickstart
+    """
+    from danlu.pipeline.tables import ledger_table, quarantine_table
+    from danlu.pipeline.upkeep import current_artifacts, read_ledger
+
+    console = _console()
+    found = [kept for kept in map(read_ledger, current_artifacts(run)) if kept is not None]
+    if not found:
+        raise ConfigError("no artifact here keeps a ledger", where=str(run))
+    for kept in found:
+        console.print(ledger_table(kept.name, kept.stations))
+        if kept.quarantine:
+            console.print(quarantine_table(kept.quarantine))
+
+
+@app.command()
+def verify(run: RunFolder) -> None:
+    """Hash every byte of every artifact and checkpoint below a folder. Ends with code 1 if any is damaged.
+
+    [bold]Example:[/] danlu verify runs/quickstart
+    """
+    from rich.text import Text
+
+    from danlu.pipeline.upkeep import unfinished
+    from danlu.pipeline.upkeep import verify as verify_all
+
+    console = _console()
+    num_found = num_damaged = 0
+    for found in verify_all(run):
+        num_found += 1
+        num_damaged += bool(found.problem)
+        word, said = ("DAMAGED", found.problem) if found.problem else ("OK", f"{found.folder} ({found.kind})")
+        console.print(Text(word.ljust(8), style="red" if found.problem else "green") + Text(said, style="default"),
+                      soft_wrap=True)
+    for folder in unfinished(run):
+        console.print(Text(f"{'…':8}{folder} is unfinished work"), soft_wrap=True)
+    if not num_found:
+        raise ConfigError("holds no artifact", where=str(run))
+    console.print(f"{num_found - num_damaged} of {num_found} verified.", highlight=False)
+    if num_damaged:
+        raise typer.Exit(EXIT_DAMAGED)
+
+
+@app.command()
+def clean(run: RunFolder, yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False) -> None:
+    """List what the recipe no longer means (older artifacts, stopped work), and remove it if you say so.
+
+    [bold]Example:[/] danlu clean runs/quickstart --yes
+    """
+    from rich.text import Text
+
+    from danlu.pipeline.lock import hold
+    from danlu.pipeline.tables import show_bytes
+    from danlu.pipeline.upkeep import leftovers, remove, require_run, run_of
+
+    require_run(run)
+    console = _console()
+    with hold(run_of(run)):
+        found = leftovers(run)
+        for item in found:
+            console.print(Text(f"{show_bytes(item.num_bytes):>10}  {item.folder}  ({item.why})"), soft_wrap=True)
+        if not found:
+            console.print("Nothing to remove.")
+            return
+        console.print(f"{len(found)} folders, {show_bytes(sum(item.num_bytes for item in found))}.", highlight=False)
+        if not yes and not sys.stdin.isatty():
+            console.print("Nothing was removed; add --yes to remove them.")
+        elif yes or typer.confirm("Remove them?"):
+            for item in found:
+                remove(item)
+            console.print("Removed.")
+
+
+@app.command()
+def chat(model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model: runs/NAME/STEP, or any model folder.")],
+         system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+         temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.7,
+         top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of the mass.")] = 0.9,
+         max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
+         seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same answers.")] = 0) -> None:
+    """Chat with a model in the terminal; with a pipe as input, each line is one message.
+
+    [bold]Example:[/] danlu chat runs/quickstart/chat
+    """
+    from danlu.pipeline.recipe import read_local
+    from danlu.pipeline.upkeep import require_run
+    from danlu.serve.chat import chat as start
+
+    require_run(model)
+    folder = read_local(model).path or model
+    start(folder, _console(), temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, system=system,
+          seed=seed)
+
+
+Model = Annotated[str, typer.Option("--model", metavar="MODEL", help="A model folder, a step's folder or a hub id.")]
+Datasets = Annotated[list[str], typer.Option("--dataset", metavar="PATH", help="A file or folder; may be repeated.")]
+Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="The run's name; default: the dataset's.")]
+StepOverrides = Annotated[list[str] | None, typer.Option(
+    "--set", metavar="KEY=VALUE", help="A setting of the stage, e.g. learning_rate=1e-4; may be repeated.")]
+
+
+@app.command("pt")
+def pt_command(model: Model, dataset: Datasets, name: Name = None, runs: Runs = Path("runs"),
+               overrides: StepOverrides = None) -> None:
+    """Pre-train a model further on your own texts. The recipe that runs is written to runs/NAME/recipe.yaml.
+
+    [bold]Example:[/] danlu pt --model runs/quickstart/base --dataset texts/ --set learning_rate=1e-4
+    """
+    _one_step("pt", model, dataset, name, runs, overrides)
+
+
+@app.command("sft")
+def sft_command(model: Model, dataset: Datasets, name: Name = None, runs: Runs = Path("runs"),
+                overrides: StepOverrides = None) -> None:
+    """Fine-tune a model on your own dialogues. The recipe that runs is written to runs/NAME/recipe.yaml.
+
+    [bold]Example:[/] danlu sft --model runs/quickstart/chat --dataset mine.jsonl --set num_train_epochs=3
+    """
+    _one_step("sft", model, dataset, name, runs, overrides)
+
+
+def _one_step(stage: str, model: str, datasets: list[str], name: str | None, runs: Path,
+              options: list[str] | None) -> None:
+    from danlu.pipeline.onestep import default_name, write_recipe
+    from danlu.pipeline.recipe import Recipe
+    from danlu.pipeline.run import run
+
+    path = write_recipe(stage, runs, name or default_name(datasets), model, datasets, options or [])
+    console = _console()
+    console.print(f"recipe: {path}", highlight=False, markup=False)
+    run(Recipe.load(path), runs, console=console)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors that complete and check YAML.
+
+    [bold]Example:[/] danlu schema > recipe.schema.json
+    """
+    import json
+
+    from danlu.pipeline.schema import recipe_schema
+
+    typer.echo(json.dumps(recipe_schema(), ensure_ascii=False, indent=1))
+
+
+def main() -> None:
+    """The entry point of the command `danlu`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Strict settings: an unknown key, a wrong type or an impossible value is one clear message with its place.
+
+Each class of settings stands beside the code that uses it and derives from `Config`. A field declared with `free()`
+does not change the result (how often to save, how large a micro-batch is) and stays out of the fingerprint.
+
+    class ScheduleConfig(Config):
+        warmup_ratio: float = Field(0.0, ge=0, le=1, description="…")
+        logging_steps: int = free(10, ge=1, description="…")
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from danlu.core.errors import ConfigError, nearest
+
+# What users of other trainers write, and what it is called here.
+HINTS = {
+    "per_device_train_batch_size": "global_batch_size (the batch is stated once, for all devices together)",
+    "gradient_accumulation_steps": "global_batch_size (accumulation is derived from it)",
+    "batch_size": "global_batch_size",
+    "micro_batch_size": "micro_batch_tokens",
+    "model_name_or_path": "model",
+    "base_model": "model",
+    "max_length": "cutoff_len",
+    "block_size": "cutoff_len",
+    "sequence_len": "cutoff_len",
+    "num_epochs": "num_train_epochs",
+    "lr": "learning_rate",
+    "output_dir": "--runs on the command line",
+    "bf16": "precision: bf16",
+    "fp16": "precision: bf16",
+    "packing": "nothing: danlu always packs, and documents never see each other",
+    "neat_packing": "nothing: danlu always packs, and documents never see each other",
+    "lora_r": "lora_rank",
+    "adapter": "finetuning_type",
+    "mask_history": "learn: last",
+}
+
+
+class Config(BaseModel):
+    """The parent of all settings: unknown keys are refused, values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def free(default: Any, **kwargs: Any) -> Any:
+    """A field that cannot change the result, only how it is reached; it is left out of the fingerprint."""
+    return Field(default, json_schema_extra={"changes_result": False}, **kwargs)
+
+
+def result_settings(config: Config) -> dict[str, Any]:
+    """The settings that change the result, as plain JSON values."""
+    values = config.model_dump(mode="json")
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("changes_result") is False:
+            values.pop(name)
+    return values
+
+
+C = TypeVar("C", bound=Config)
+Place = Callable[[tuple[str | int, ...]], str]
+
+
+def read_config(cls: type[C], values: Mapping[str, Any], place: Place) -> C:
+    """Validates plain values into a `cls`. `place(path)` tells where a key stands, as `file:line`.
+
+    Raises ConfigError with every problem found, each with its place, the value, what is allowed and the nearest key.
+    """
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(cls, item, place) for item in error.errors(include_url=False)]
+        raise ConfigError("\n".join(problems)) from None
+
+
+def _explain(cls: type[Config], item: Any, place: Place) -> str:
+    path = tuple(item["loc"])
+    key = ".".join(str(part) for part in path)
+    if item["type"] == "extra_forbidden":
+        name = str(path[-1])
+        known = known_keys(cls, path[:-1])
+        close = nearest(name, known)
+        said = HINTS.get(name) or close
+        advice = f"Did you mean {said}?" if said else f"Known keys: {', '.join(sorted(known))}."
+        return f"{place(path)}: unknown key “{key}”. {advice}"
+    if item["type"] == "missing":
+        return f"{place(path[:-1])}: the key “{key}” is missing."
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return f"{place(path)}: “{key}” is {item['input']!r}: {message[0].lower()}{message[1:]}."
+
+
+def known_keys(cls: type[Config], path: tuple[str | int, ...]) -> set[str]:
+    """The keys allowed at a path inside a config class (following nested config classes)."""
+    current: Any = cls
+    for part in path:
+        if isinstance(part, int):
+            continue
+        fields = getattr(current, "model_fields", {})
+        if part not in fields:
+            continue  # pydantic names the chosen union member in the path too
+        current = _nested(fields[part].annotation)
+    fields = getattr(current, "model_fields", {})
+    return set(fields) | {field.alias for field in fields.values() if field.alias}
+
+
+def _nested(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _nested(inner)
+        if found is not None:
+            return found
+    return None

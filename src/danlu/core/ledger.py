@@ -1,0 +1,130 @@
+"""The ledger: what came in, what went out and why, in rows, bytes and tokens, at every station of the road.
+
+A station balances when, for each unit, in + added = out + dropped. `check` raises where it does not, so that nothing
+can be lost without a reason. Single bad inputs are kept in the quarantine with their place and an excerpt.
+
+    ledger = Ledger()
+    station = ledger.station("read")
+    station.take(rows=1, bytes=120)
+    station.drop("bad json", rows=1, bytes=120)
+    ledger.quarantine("a.jsonl:7", "bad json", line)
+    ledger.check()
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from danlu.core.errors import DataError
+
+UNITS = ("rows", "bytes", "tokens")
+EXCERPT = 160  # characters of a quarantined item that are kept
+
+
+@dataclass(slots=True)
+class Count:
+    """How many rows, bytes and tokens; a station that cannot know a unit leaves it at 0."""
+
+    rows: int = 0
+    bytes: int = 0
+    tokens: int = 0
+
+    def add(self, rows: int = 0, bytes: int = 0, tokens: int = 0) -> None:
+        self.rows += rows
+        self.bytes += bytes
+        self.tokens += tokens
+
+    def to_json(self) -> dict[str, int]:
+        return {unit: getattr(self, unit) for unit in UNITS}
+
+
+@dataclass(slots=True)
+class Station:
+    """One place on the road. Every call names plain amounts: `take(rows=1, bytes=12)`."""
+
+    name: str
+    came: Count = field(default_factory=Count)
+    went: Count = field(default_factory=Count)
+    added: dict[str, Count] = field(default_factory=dict)
+    dropped: dict[str, Count] = field(default_factory=dict)
+
+    def take(self, rows: int = 0, bytes: int = 0, tokens: int = 0) -> None:
+        """What enters."""
+        self.came.add(rows, bytes, tokens)
+
+    def give(self, rows: int = 0, bytes: int = 0, tokens: int = 0) -> None:
+        """What leaves for the next station."""
+        self.went.add(rows, bytes, tokens)
+
+    def add(self, reason: str, rows: int = 0, bytes: int = 0, tokens: int = 0) -> None:
+        """What the station itself puts in: special tokens, pieces of a split document."""
+        self.added.setdefault(reason, Count()).add(rows, bytes, tokens)
+
+    def drop(self, reason: str, rows: int = 0, bytes: int = 0, tokens: int = 0) -> None:
+        """What does not go on, and why."""
+        self.dropped.setdefault(reason, Count()).add(rows, bytes, tokens)
+
+    def imbalance(self) -> dict[str, int]:
+        """Unit to (in + added − out − dropped), for the units that do not balance."""
+        found = {}
+        for unit in UNITS:
+            left = getattr(self.came, unit) + sum(getattr(count, unit) for count in self.added.values())
+            right = getattr(self.went, unit) + sum(getattr(count, unit) for count in self.dropped.values())
+            if left != right:
+                found[unit] = left - right
+        return found
+
+    def to_json(self) -> dict:
+        return {
+            "name": self.name,
+            "in": self.came.to_json(),
+            "added": {reason: count.to_json() for reason, count in sorted(self.added.items())},
+            "dropped": {reason: count.to_json() for reason, count in sorted(self.dropped.items())},
+            "out": self.went.to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """One input that was refused: where it stands, why, and how it begins."""
+
+    where: str
+    reason: str
+    excerpt: str
+
+
+class Ledger:
+    """The stations of one artifact's making, in order, and its quarantine."""
+
+    def __init__(self) -> None:
+        self.stations: dict[str, Station] = {}
+        self.quarantined: list[Quarantined] = []
+
+    def station(self, name: str) -> Station:
+        """The station of that name, made at its first mention."""
+        return self.stations.setdefault(name, Station(name))
+
+    def quarantine(self, where: str, reason: str, excerpt: str = "") -> None:
+        """Keeps one refused input for people to look at. The counting is the station's."""
+        self.quarantined.append(Quarantined(where, reason, excerpt[:EXCERPT]))
+
+    def check(self) -> None:
+        """Raises DataError unless every station balances."""
+        for station in self.stations.values():
+            wrong = station.imbalance()
+            if wrong:
+                detail = ", ".join(f"{value:+d} {unit}" for unit, value in wrong.items())
+                raise DataError(f"the ledger does not balance at station “{station.name}”: {detail} without a reason")
+
+    def to_json(self) -> dict:
+        return {"stations": [station.to_json() for station in self.stations.values()],
+                "quarantined": len(self.quarantined)}
+
+    def save(self, folder: Path) -> None:
+        """Checks the balance, then writes `ledger.json` and, where something was refused, `quarantine.jsonl`."""
+        self.check()
+        (folder / "ledger.json").write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=1), encoding="utf-8")
+        if self.quarantined:
+            lines = (json.dumps({"where": item.where, "reason": item.reason, "excerpt": item.excerpt},
+                                ensure_ascii=False) for item in self.quarantined)
+            (folder / "quarantine.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")

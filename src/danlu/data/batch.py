@@ -1,0 +1,194 @@
+"""The Batch: Examples as tensors, packed into one long row, or (for models that cannot) padded, one branch per row.
+
+Legend: B rows, T positions in a row, S sites, N branches. A *site* is a place where a hidden state is compared with a
+target: `site_index_S` points into the B·T hidden states laid end to end, `site_target_S` is the token to be predicted,
+`site_weight_S` what its log-probability counts, `site_branch_S` the branch it belongs to. Only tokens with a weight
+become sites. The first token of each branch is predicted by the last token of its stem; the very first token of an
+example is predicted by nothing and can have no site.
+
+    batch = Batch.pack(examples).to(device)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from danlu.core.examples import Example
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """One example's place in the packed row: `start`, then `stem` tokens, then each branch's tokens."""
+
+    start: int
+    stem: int
+    branches: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return self.stem + sum(self.branches)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Who may attend to whom: the trees of the packed row, and the same as tensors for backends that want a mask.
+
+    documents_T and branches_T are int32; document −1 is filling that nothing attends to, branch 0 is the stem.
+    """
+
+    trees: tuple[Tree, ...]
+    documents_T: Tensor
+    branches_T: Tensor
+
+    def mask(self) -> Tensor:
+        """Boolean [T, T]: query (row) may see key (column)."""
+        place = torch.arange(len(self.documents_T), device=self.documents_T.device)
+        same = (self.documents_T[:, None] == self.documents_T[None, :]) & (self.documents_T[:, None] >= 0)
+        line = (self.branches_T[None, :] == 0) | (self.branches_T[:, None] == self.branches_T[None, :])
+        return same & line & (place[None, :] <= place[:, None])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """One micro-batch. Exactly one of `layout` (packed) and `attention_mask_BT` (padded) is set."""
+
+    input_ids_BT: Tensor
+    position_ids_BT: Tensor
+    layout: Layout | None
+    attention_mask_BT: Tensor | None
+    site_index_S: Tensor
+    site_target_S: Tensor
+    site_weight_S: Tensor
+    site_branch_S: Tensor
+    branch_example_N: Tensor
+    branch_category_N: Tensor
+    columns: dict[str, Tensor]
+    categories: tuple[str, ...]
+    num_tokens: int
+    num_computed: int
+
+    @property
+    def num_sites(self) -> int:
+        return len(self.site_index_S)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device."""
+        moved: dict[str, Any] = {item.name: value.to(device) for item in fields(self)
+                                 if isinstance(value := getattr(self, item.name), Tensor)}
+        layout = self.layout and replace(self.layout, documents_T=self.layout.documents_T.to(device),
+                                         branches_T=self.layout.branches_T.to(device))
+        columns = {name: column.to(device) for name, column in self.columns.items()}
+        return replace(self, layout=layout, columns=columns, **moved)
+
+    def without_targets(self) -> "Batch":
+        """The same tokens with nothing to learn: what a rank computes while others still have work."""
+        none: dict[str, Any] = {item.name: getattr(self, item.name)[:0] for item in fields(self) if item.name.startswith("site_")}
+        return replace(self, columns={name: column[:0] for name, column in self.columns.items()}, num_tokens=0, **none)
+
+    def sum_per_branch(self, values_S: Tensor) -> Tensor:
+        """Adds one value per site up to one per branch, [N]."""
+        return values_S.new_zeros(len(self.branch_example_N)).index_add_(0, self.site_branch_S, values_S)
+
+    @classmethod
+    def pack(cls, examples: Sequence[Example]) -> "Batch":
+        """One row with every example in it, each stem once, nothing padded."""
+        parts = _Parts()
+        trees = []
+        for number, example in enumerate(examples):
+            start, stem = parts.length, len(example.stem)
+            trees.append(Tree(start, stem, tuple(len(branch.tokens) for branch in example.branches)))
+            parts.put(example.stem, np.arange(stem), number, 0)
+            for which, branch in enumerate(example.branches, 1):
+                # the predictor of the first token is the end of the stem, of every other its neighbour
+                before = np.arange(parts.length - 1, parts.length + len(branch.tokens) - 1)
+                if len(before):
+                    before[0] = start + stem - 1 if stem else -1
+                parts.sites(example, number, which, before)
+                parts.put(branch.tokens, np.arange(stem, stem + len(branch.tokens)), number, which)
+        layout = Layout(tuple(trees), torch.from_numpy(parts.joined(parts.documents, np.int32)),
+                        torch.from_numpy(parts.joined(parts.branches, np.int32)))
+        ids = torch.from_numpy(parts.joined(parts.tokens, np.int64))[None]
+        positions = torch.from_numpy(parts.joined(parts.positions, np.int64))[None]
+        return parts.batch(ids, positions, layout, None, ids.numel(), examples)
+
+    @classmethod
+    def pad(cls, examples: Sequence[Example]) -> "Batch":
+        """One row per branch, its stem repeated before it, filled up on the right to the longest."""
+        rows = [(number, which, np.concatenate([example.stem, branch.tokens]))
+                for number, example in enumerate(examples) for which, branch in enumerate(example.branches, 1)]
+        width = max(len(tokens) for _, _, tokens in rows)
+        ids, mask = np.zeros((len(rows), width), np.int64), np.zeros((len(rows), width), np.int64)
+        parts = _Parts()
+        for row, (number, which, tokens) in enumerate(rows):
+            ids[row, :len(tokens)], mask[row, :len(tokens)] = tokens, 1
+            stem = len(examples[number].stem)
+            before = row * width + np.arange(stem - 1, len(tokens) - 1)
+            if len(before) and not stem:
+                before[0] = -1
+            parts.sites(examples[number], number, which, before)
+        positions = torch.arange(width).expand(len(rows), width)
+        total = sum(example.num_tokens for example in examples)
+        return parts.batch(torch.from_numpy(ids), positions, None, torch.from_numpy(mask), total, examples)
+
+
+class _Parts:
+    """Lists that grow while a batch is laid out, and their joining into tensors."""
+
+    def __init__(self) -> None:
+        self.length = self.num_branches = 0
+        self.tokens: list[np.ndarray] = []
+        self.positions: list[np.ndarray] = []
+        self.documents: list[np.ndarray] = []
+        self.branches: list[np.ndarray] = []
+        self.index: list[np.ndarray] = []
+        self.target: list[np.ndarray] = []
+        self.weight: list[np.ndarray] = []
+        self.site_branch: list[np.ndarray] = []
+        self.columns: dict[str, list[np.ndarray]] = {}
+        self.branch_example: list[int] = []
+
+    def put(self, tokens: np.ndarray, positions: np.ndarray, document: int, branch: int) -> None:
+        self.tokens.append(tokens)
+        self.positions.append(positions)
+        self.documents.append(np.full(len(tokens), document))
+        self.branches.append(np.full(len(tokens), branch))
+        self.length += len(tokens)
+
+    def sites(self, example: Example, number: int, which: int, before: np.ndarray) -> None:
+        """The sites of one branch; `before` is the index of each token's predictor, −1 where there is none."""
+        branch = example.branches[which - 1]
+        learned = np.flatnonzero((branch.weights != 0) & (before >= 0))
+        self.index.append(before[learned])
+        self.target.append(branch.tokens[learned])
+        self.weight.append(branch.weights[learned])
+        self.site_branch.append(np.full(len(learned), self.num_branches))
+        for name, column in branch.columns.items():
+            self.columns.setdefault(name, []).append(column[learned])
+        self.branch_example.append(number)
+        self.num_branches += 1
+
+    @staticmethod
+    def joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:
+        return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)
+
+    def batch(self, ids: Tensor, positions: Tensor, layout: Layout | None, mask: Tensor | None, num_tokens: int,
+              examples: Sequence[Example]) -> Batch:
+        categories = tuple(sorted({example.category for example in examples}))
+        owner = np.asarray(self.branch_example, np.int64)
+        number = {category: place for place, category in enumerate(categories)}
+        category = np.asarray([number[example.category] for example in examples], np.int64)[owner]
+
+        def tensor(parts: list[np.ndarray], dtype: type) -> Tensor:
+            return torch.from_numpy(self.joined(parts, dtype))
+
+        return Batch(
+            input_ids_BT=ids, position_ids_BT=positions, layout=layout, attention_mask_BT=mask,
+            site_index_S=tensor(self.index, np.int64), site_target_S=tensor(self.target, np.int64),
+            site_weight_S=tensor(self.weight, np.float32), site_branch_S=tensor(self.site_branch, np.int64),
+            branch_example_N=torch.from_numpy(owner), branch_category_N=torch.from_numpy(category),
+            columns={name: tensor(parts, np.float32) for name, parts in self.columns.items()},
+            categories=categories, num_tokens=num_tokens, num_computed=ids.numel())

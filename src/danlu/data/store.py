@@ -1,0 +1,180 @@
+"""Examples on disk: flat arrays that training maps into memory, so that opening is instant and seeking free.
+
+    tokens.bin      every segment after the other: stem, branch, branch, stem, branch, …   (uint16 or uint32)
+    weights.bin     one weight per token, 0 in stems                                       (uint8, or float32)
+    segments.bin    where each segment begins, and the end                                 (int64)
+    examples.bin    which segment each example begins with, and the end                    (int64)
+    labels.bin      source and category of each example, as indices                        (uint32 [n, 2])
+    column_X.bin    per-token columns such as reference log-probabilities                  (float32)
+    ids.txt         the provenance of each example, one line each
+    store.json      dtypes, counts, names of sources, categories and columns
+
+The token dtype follows from the vocabulary and every write asserts that it fits; sizes are checked at opening.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from danlu.core.errors import DataError
+from danlu.core.examples import Branch, Example
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSummary:
+    """What was written."""
+
+    num_examples: int
+    num_tokens: int
+    num_targets: int
+
+
+class _Writer:
+    """Appends arrays to the store's files and remembers counts."""
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        self.folder = folder
+        self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+        self.vocab_size = vocab_size
+        self.segments, self.examples, self.targets = [0], [0], 0
+        self.labels: list[tuple[int, int]] = []
+        self.sources: dict[str, int] = {}
+        self.categories: dict[str, int] = {}
+        self.columns: set[str] | None = None
+        self.plain_weights = True  # only 0 and 1 so far: one byte each is enough
+
+    def write(self, examples: Iterable[Example]) -> None:
+        with open(self.folder / "tokens.bin", "wb") as tokens, open(self.folder / "weights.tmp", "wb") as weights, \
+                open(self.folder / "ids.txt", "w", encoding="utf-8") as ids:
+            for example in examples:
+                self._check(example)
+                nothing = np.zeros(len(example.stem), np.float32)
+                for segment, weight in [(example.stem, nothing), *((b.tokens, b.weights) for b in example.branches)]:
+                    tokens.write(segment.astype(self.dtype).tobytes())
+                    weights.write(weight.tobytes())
+                    self.plain_weights = self.plain_weights and bool(np.isin(weight, (0.0, 1.0)).all())
+                    self.segments.append(self.segments[-1] + len(segment))
+                self._write_columns(example)
+                self.examples.append(len(self.segments) - 1)
+                self.targets += example.num_targets
+                self.labels.append((self.sources.setdefault(example.source, len(self.sources)),
+                                    self.categories.setdefault(example.category, len(self.categories))))
+                ids.write(example.id.replace("\n", " ") + "\n")
+
+    def _check(self, example: Example) -> None:
+        for segment in (example.stem, *(branch.tokens for branch in example.branches)):
+            if len(segment):
+                assert int(segment.min()) >= 0 and int(segment.max()) < self.vocab_size, "token outside the vocabulary"
+        names = set(example.branches[0].columns)
+        self.columns = names if self.columns is None else self.columns
+        assert all(set(branch.columns) == self.columns for branch in example.branches), "the same columns everywhere"
+
+    def _write_columns(self, example: Example) -> None:
+        for name in self.columns or ():
+            with open(self.folder / f"column_{name}.bin", "ab") as file:
+                file.write(np.zeros(len(example.stem), np.float32).tobytes())
+                for branch in example.branches:
+                    file.write(branch.columns[name].tobytes())
+
+    def finish(self) -> StoreSummary:
+        folder = self.folder
+        # [0] is the end of nothing: the list of starts plus the end, which is what lookups need.
+        np.asarray(self.segments, np.int64).tofile(folder / "segments.bin")
+        np.asarray(self.examples, np.int64).tofile(folder / "examples.bin")
+        np.asarray(self.labels, np.uint32).reshape(-1, 2).tofile(folder / "labels.bin")
+        weights = folder / "weights.tmp"
+        if self.plain_weights:
+            with open(folder / "weights.bin", "wb") as out, open(weights, "rb") as file:
+                while block := file.read(1 << 22):
+                    out.write(np.frombuffer(block, np.float32).astype(np.uint8).tobytes())
+            weights.unlink()
+        else:
+            weights.rename(folder / "weights.bin")
+        num_tokens = self.segments[-1]
+        meta = {"tokens": self.dtype.name, "weights": "uint8" if self.plain_weights else "float32",
+                "vocab_size": self.vocab_size, "num_tokens": num_tokens, "num_segments": len(self.segments) - 1,
+                "num_examples": len(self.labels), "num_targets": self.targets, "sources": list(self.sources),
+                "categories": list(self.categories), "columns": sorted(self.columns or ())}
+        (folder / "store.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")
+        return StoreSummary(len(self.labels), num_tokens, self.targets)
+
+
+def write_examples(folder: Path, examples: Iterable[Example], vocab_size: int) -> StoreSummary:
+    """Writes the examples into a folder that holds no store yet; ids must be below `vocab_size`."""
+    writer = _Writer(folder, vocab_size)
+    writer.write(examples)
+    return writer.finish()
+
+
+class ExampleStore:
+    """A folder of Examples, opened for reading.
+
+    lengths  int64 [n]: tokens of each example with its stem counted once, as a packed forward pass computes them
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.meta = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+        meta = self.meta
+        self._tokens = self._open("tokens.bin", meta["tokens"], meta["num_tokens"])
+        self._weights = self._open("weights.bin", meta["weights"], meta["num_tokens"])
+        self._segments = self._open("segments.bin", "int64", meta["num_segments"] + 1)
+        self._examples = self._open("examples.bin", "int64", meta["num_examples"] + 1)
+        self._labels = self._open("labels.bin", "uint32", 2 * meta["num_examples"]).reshape(-1, 2)
+        self._columns = {name: self._open(f"column_{name}.bin", "float32", meta["num_tokens"])
+                         for name in meta["columns"]}
+        self._ids: list[str] | None = None
+        self.lengths: np.ndarray = np.diff(np.asarray(self._segments)[np.asarray(self._examples)])
+
+    def _open(self, name: str, dtype: str, count: int) -> np.ndarray:
+        path = self.folder / name
+        size = path.stat().st_size
+        expected = count * np.dtype(dtype).itemsize
+        if size != expected:
+            raise DataError(f"has {size} bytes instead of {expected}", where=str(path))
+        return np.memmap(path, dtype=dtype, mode="r", shape=(count,)) if count else np.zeros(0, dtype)
+
+    def __len__(self) -> int:
+        return self.meta["num_examples"]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.meta["num_tokens"]
+
+    @property
+    def num_targets(self) -> int:
+        return self.meta["num_targets"]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.meta["vocab_size"]
+
+    @property
+    def categories(self) -> list[str]:
+        return self.meta["categories"]
+
+    def id(self, index: int) -> str:
+        """Where an example came from, as the record said."""
+        if self._ids is None:
+            self._ids = (self.folder / "ids.txt").read_text(encoding="utf-8").split("\n")
+        return self._ids[index]
+
+    def _segment(self, index: int) -> slice:
+        return slice(int(self._segments[index]), int(self._segments[index + 1]))
+
+    def __getitem__(self, index: int) -> Example:
+        first, last = int(self._examples[index]), int(self._examples[index + 1])
+        branches = []
+        for segment in range(first + 1, last):
+            where = self._segment(segment)
+            branches.append(Branch(self._tokens[where].astype(np.int32), self._weights[where].astype(np.float32),
+                                   {name: np.array(column[where]) for name, column in self._columns.items()}))
+        source, category = self._labels[index]
+        return Example(self._tokens[self._segment(first)].astype(np.int32), tuple(branches),
+                       self.meta["sources"][source], self.meta["categories"][category], self.id(index))
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[index] for index in range(len(self)))

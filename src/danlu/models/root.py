@@ -1,0 +1,105 @@
+"""The root module: the one way to call a model. Its forward runs trunk, sites and head on a Batch.
+
+Everything that is differentiated happens inside one module's forward, because FSDP2 gathers a root's parameters there
+and nowhere else. The trunk is any transformers causal language model's base model; the head is `models/head.py`.
+
+    reading = root(batch, coefficients_S=objective.coefficients(batch))     # training: reading.total carries the graph
+    reading = root(batch)                                                   # scoring: reading.logprobs_S
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from danlu.core.errors import ConfigError
+from danlu.data.batch import Batch
+from danlu.models import head
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SiteReading:
+    """What was read at the sites of a batch.
+
+    total       scalar Σ c·logp, differentiable; None unless coefficients were given
+    logprobs_S  log p of each target, nats; differentiable unless coefficients were given
+    entropy_S, argmax_S  on request, detached
+    """
+
+    logprobs_S: Tensor
+    total: Tensor | None = None
+    entropy_S: Tensor | None = None
+    argmax_S: Tensor | None = None
+
+
+class Root(nn.Module):
+    """A causal language model with its head read at sites only. `packs` says whether batches come packed or padded."""
+
+    def __init__(self, lm: PreTrainedModel, *, packs: bool = True) -> None:
+        super().__init__()
+        self.lm = lm
+        self.packs = packs
+        self.shape = head_shape(lm)
+        self.autocast: torch.dtype | None = None  # the precision of the arithmetic, where it is not that of the weights
+        self._workspace = head.Workspace()
+
+    def batch(self, examples: list) -> Batch:
+        """The examples in the form that this model takes."""
+        return Batch.pack(examples) if self.packs else Batch.pad(examples)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The trunk's last hidden states, [B·T, D]."""
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids_BT, "use_cache": False}
+        if batch.layout is not None:
+            inputs |= {"position_ids": batch.position_ids_BT, "layout": batch.layout}
+        else:
+            inputs |= {"attention_mask": batch.attention_mask_BT}
+        return self.lm.base_model(**inputs).last_hidden_state.flatten(0, 1)
+
+    def forward(self, batch: Batch, coefficients_S: Tensor | None = None, statistics: bool = False) -> SiteReading:
+        """Reads the batch's sites. `coefficients_S` asks for Σ c·logp in one pass, `statistics` for entropy and arg max."""
+        with torch.autocast(batch.input_ids_BT.device.type, self.autocast, enabled=self.autocast is not None):
+            hidden = self.hidden(batch)
+        site_SD = hidden.index_select(0, batch.site_index_S)
+        output = self.lm.get_output_embeddings()
+        options: dict[str, Any] = {"bias_V": output.bias, "shape": self.shape, "workspace": self._workspace}
+        if coefficients_S is None:
+            found = head.logprobs(site_SD, output.weight, batch.site_target_S, statistics=statistics, **options)
+            return SiteReading(found.logprobs_S, None, found.entropy_S, found.argmax_S)
+        total, logprobs_S = head.weighted_sum(site_SD, output.weight, batch.site_target_S, coefficients_S, **options)
+        return SiteReading(logprobs_S, total)
+
+
+def head_shape(lm: PreTrainedModel) -> head.Shape:
+    """What the model does to its logits, as its config says. Raises ConfigError for a head that is no projection."""
+    output = lm.get_output_embeddings()
+    if not isinstance(output, nn.Linear):
+        raise ConfigError(f"the vocabulary head of {type(lm).__name__} is a {type(output).__name__}, not a plain linear "
+                          "layer, and cannot be trained here", hint="Leave the head out of lora_target.")
+    config = lm.config.to_dict()
+    scale = config.get("logit_scale") or 1.0
+    if config.get("logits_scaling"):
+        scale /= config["logits_scaling"]
+    return head.Shape(float(scale), config.get("final_logit_softcapping"))
+
+
+@torch.no_grad()
+def check_head(root: Root) -> None:
+    """Compares the head with the model's own logits on a few tokens. Raises ConfigError where they differ."""
+    config = root.lm.config
+    ids = torch.arange(1, 9, device=root.lm.device)[None] % config.vocab_size
+    was = root.training
+    root.eval()
+    output = root.lm(input_ids=ids, output_hidden_states=False, use_cache=False).logits[0].float().log_softmax(-1)
+    hidden = root.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    projection = root.lm.get_output_embeddings()
+    y = ids[0].roll(-1)
+    own = head.logprobs(hidden, projection.weight, y, bias_V=projection.bias, shape=root.shape,
+                        workspace=head.Workspace()).logprobs_S.float()
+    root.train(was)
+    difference = float((own - output.gather(1, y[:, None])[:, 0]).abs().max())
+    if not difference < 1e-2:
+        raise ConfigError(f"{type(root.lm).__name__} does something to its logits that danlu does not know: its own "
+                          f"log-probabilities differ by {difference:.3g}", hint="This model cannot be trained here.")

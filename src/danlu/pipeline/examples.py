@@ -1,0 +1,169 @@
+"""From records to Examples on disk, as an artifact of their own beside the step's models.
+
+`runs/<recipe>/<step>/examples-<first 8>/` holds `train/` and, where something is held out, `eval/`. Its name is the hash
+of what makes it (data, tokenizer, lengths), so another learning rate does not tokenise again. One process writes it, the
+others open the same bytes.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field
+
+from danlu import __version__
+from danlu.core.artifact import Artifact, digest, fresh_folder, open_artifact, publish
+from danlu.core.config import Config
+from danlu.core.errors import DataError
+from danlu.core.examples import Example
+from danlu.core.ledger import Ledger
+from danlu.core.records import Dialogue, Document
+from danlu.data.store import ExampleStore, write_examples
+from danlu.pipeline.context import Context
+
+SCHEMA = 1
+Record = Document | Dialogue
+R = TypeVar("R", Document, Dialogue)
+HASH_RANGE = 1 << 32
+
+
+class DataConfig(Config):
+    """What is trained on, and what is held out of it."""
+
+    dataset: str | list[str] = Field(description="steps, files, folders, globs, package:NAME/path or task:NAME")
+    eval_dataset: str | list[str] | None = Field(None, description="what eval_loss is measured on")
+    val_size: float = Field(0.0, ge=0, lt=1, description="share of the dataset that is held out for eval_loss, by hash")
+    cutoff_len: int = Field(1024, ge=2, description="tokens of the longest example")
+    max_samples: int | None = Field(None, ge=1, description="records taken from each dataset; prompts from each task")
+    category: str | None = Field(None, description="the label by which losses are reported; default by kind of data")
+
+    def datasets(self) -> list[str]:
+        """The training data, as a list."""
+        return [self.dataset] if isinstance(self.dataset, str) else list(self.dataset)
+
+    def eval_datasets(self) -> list[str]:
+        """The held-out data named apart, as a list."""
+        if self.eval_dataset is None:
+            return []
+        return [self.eval_dataset] if isinstance(self.eval_dataset, str) else list(self.eval_dataset)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a stage makes its examples: `read` gives (training records, held-out records), `encode` their Examples."""
+
+    settings: dict[str, Any]
+    vocab_size: int
+    read: Callable[[Ledger], tuple[Iterable[Any], Iterable[Any]]]
+    encode: Callable[[Iterable[Any], Ledger], Iterator[Example]]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The opened examples; `held_out` is None where nothing is."""
+
+    artifact: Artifact
+    train: ExampleStore
+    held_out: ExampleStore | None
+
+
+def prepare(context: Context, recipe: Recipe) -> Prepared:
+    """Opens the step's examples, made by the main process if they are not there yet."""
+    parents = {text: item.fingerprint for text, item in sorted(context.inputs.items())}
+    key = digest({"schema": SCHEMA, "parents": parents, "settings": recipe.settings, "seed": context.seed})
+    final = context.work.parent / f"examples-{key[:8]}"
+    ready = True
+    try:
+        if context.world.is_main and not final.exists():
+            ready = False
+            _write(context, recipe, final, key, parents)
+            ready = True
+    finally:
+        everyone = context.world.agree(ready)
+    if not everyone:
+        raise DataError("the main process could not prepare the examples; its message says why")
+    artifact = open_artifact(final, kind="examples", deep=context.world.is_main)
+    held_out = ExampleStore(final / "eval") if (final / "eval").is_dir() else None
+    return Prepared(artifact, ExampleStore(final / "train"), held_out)
+
+
+def _write(context: Context, recipe: Recipe, final: Path, key: str, parents: dict[str, str]) -> None:
+    work = fresh_folder(final.with_name(f".work-{final.name}"))
+    ledger, held_out_ledger = Ledger(), Ledger()
+    train, held_out = recipe.read(ledger)
+    counts = {}
+    with context.progress("preparing examples") as bar:
+        for name, records, book in (("train", train, ledger), ("eval", held_out, held_out_ledger)):
+            folder = work / name
+            folder.mkdir()
+            summary = write_examples(folder, _watched(recipe.encode(records, book), bar), recipe.vocab_size)
+            counts[name] = {"num_examples": summary.num_examples, "num_tokens": summary.num_tokens,
+                            "num_targets": summary.num_targets}
+    if counts["train"]["num_examples"] == 0:
+        reasons = ledger.to_json()["stations"]
+        dropped = {reason: count["rows"] for station in reasons for reason, count in station["dropped"].items()}
+        told = ", ".join(f"{count} × {reason}" for reason, count in dropped.items() if count) or "no record was found"
+        raise DataError(f"the dataset gives nothing to train on: {told}", where=", ".join(parents))
+    if counts["eval"]["num_examples"] == 0:
+        for path in (work / "eval").iterdir():
+            path.unlink()
+        (work / "eval").rmdir()
+    else:
+        held_out_ledger.save(work / "eval")
+    ledger.save(work)
+    publish(work, final, kind="examples", fingerprint=key, parents=parents, config=recipe.settings, metrics=counts,
+            code=__version__)
+
+
+def _watched(examples: Iterator[Example], bar: Any) -> Iterator[Example]:
+    tokens = 0
+    for number, example in enumerate(examples, 1):
+        tokens += example.num_tokens
+        if number % 256 == 0:
+            bar.update(number, tokens=tokens)
+        yield example
+
+
+def split_by_hash(records: Iterable[R], share: float, ledger: Ledger) -> tuple[Iterable[R], list[R]]:
+    """(training records, held-out records): a record's content decides, so equal records stay on one side."""
+    if share == 0:
+        return records, []
+    held_out: list[R] = []
+    station = ledger.station("held out")
+
+    def train() -> Iterator[R]:
+        for record in records:
+            size = _size(record)
+            station.take(rows=1, bytes=size)
+            content = record.text if isinstance(record, Document) else repr(record.messages)
+            if int.from_bytes(hashlib.blake2b(content.encode(), digest_size=4).digest(), "big") < share * HASH_RANGE:
+                held_out.append(record)
+                station.drop("held out for eval_loss", rows=1, bytes=size)
+            else:
+                station.give(rows=1, bytes=size)
+                yield record
+
+    return train(), held_out
+
+
+def _size(record: Record) -> int:
+    texts = [record.text] if isinstance(record, Document) else [message.content for message in record.messages]
+    return sum(len(text.encode()) for text in texts)
+
+
+def first(records: Iterable[R], count: int | None, ledger: Ledger, name: str) -> Iterator[R]:
+    """The first `count` records; what lies behind them is counted, not lost."""
+    if count is None:
+        yield from records
+        return
+    station = ledger.station(f"max_samples:{name}")
+    for number, record in enumerate(records):
+        size = _size(record)
+        station.take(rows=1, bytes=size)
+        if number < count:
+            station.give(rows=1, bytes=size)
+            yield record
+        else:
+            station.drop("beyond max_samples", rows=1, bytes=size)

@@ -1,0 +1,9 @@
+"""The stages: one module each, wiring without algorithms. A module is imported when a recipe first names its stage."""
+
+STAGES = {
+    "corpus": "danlu.pipeline.stages.corpus",
+    "tokenizer": "danlu.pipeline.stages.tokenizer",
+    "pt": "danlu.pipeline.stages.pt",
+    "sft": "danlu.pipeline.stages.sft",
+    "eval": "danlu.pipeline.stages.eval",
+}

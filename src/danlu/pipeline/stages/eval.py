@@ -1,0 +1,305 @@
+"""The stage `eval`: measures models on held-out text and on tasks, and writes a report for people.
+
+    report:
+      stage: eval
+      models: [base, chat]
+      corpus: corpus
+      tasks: [task:skills]
+      prompts: ["Who are you?"]
+
+Bits per byte are counted on the corpus's held-out documents and stand beside gzip, xz and an n-gram model of the same
+training text. The newest report of a step is also found at `runs/<recipe>/<step>/report.html`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, field_validator
+
+from danlu.core.artifact import Artifact, write_atomic
+from danlu.core.config import Config, free
+from danlu.core.errors import ConfigError, DataError
+from danlu.core.records import Document, Message
+from danlu.pipeline.context import FILES, HUB, TASK, Context, Forecast, Input, Reference
+
+if TYPE_CHECKING:
+    from danlu.evals.figures import Answered, BitsRow, Curve, ModelEntry, Report, SkillRow
+    from danlu.evals.generative import Question
+    from danlu.models.load import Loaded
+
+KIND = "report"
+SCHEMA = 1
+NGRAM = "n-gram"
+
+
+class Settings(Config):
+    """What is measured."""
+
+    models: tuple[str, ...] = Field(min_length=1, description="steps, folders or hub ids of models, in reading order")
+    corpus: str | None = Field(None, description="a corpus step, whose held-out documents are scored")
+    max_bytes: int = Field(150_000, ge=1000, description="held-out bytes scored per category, in whole documents")
+    cutoff_len: int = Field(2048, ge=8, description="tokens a model sees at once when scored; its positions, if fewer")
+    ngram_max_bytes: int = Field(16_000_000, ge=0, description="training text for the n-gram baseline; 0: no n-gram")
+    tasks: tuple[str, ...] = Field((), description="tasks whose held-out prompts are answered, such as task:skills")
+    num_prompts: int = Field(200, ge=1, description="prompts for each entry of tasks")
+    max_new_tokens: int = Field(64, ge=1, description="longest answer, in tokens")
+    samples: int = Field(10, ge=0, description="answers to task prompts that are shown side by side")
+    prompts: tuple[str, ...] = Field((), description="free prompts whose answers are shown side by side")
+    batch_size: int = free(64, ge=1, description="prompts answered at once")
+    micro_batch_tokens: int = free(8192, ge=1, description="tokens scored at once")
+
+    @field_validator("models", "tasks")
+    @classmethod
+    def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("something is named twice")
+        return names
+
+
+def references(settings: Settings) -> list[Reference]:
+    """The models, the corpus and the tasks."""
+    found = [Reference(("models", place), text, ("model", FILES, HUB)) for place, text in enumerate(settings.models)]
+    if settings.corpus is not None:
+        found.append(Reference(("corpus",), settings.corpus, ("corpus",)))
+    return found + [Reference(("tasks", place), text, (TASK,)) for place, text in enumerate(settings.tasks)]
+
+
+def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
+    """Raises ConfigError where there is nothing to measure."""
+    if settings.corpus is None and not settings.tasks and not settings.prompts:
+        raise ConfigError("there is nothing to measure the models on", hint="Set corpus, tasks or prompts.")
+
+
+def forecast(settings: Settings, inputs: Mapping[str, Input]) -> Forecast:
+    """What will be measured; how long it takes depends on models that may not exist yet."""
+    notes = []
+    if settings.corpus is not None:
+        notes.append(f"scores up to {settings.max_bytes:,} held-out bytes per category and model")
+    if settings.tasks or settings.prompts:
+        answers = settings.num_prompts * len(settings.tasks) + len(settings.prompts)
+        notes.append(f"up to {answers * len(settings.models):,} answers of at most {settings.max_new_tokens} tokens")
+    return Forecast(notes=notes)
+
+
+@dataclass(slots=True)
+class _Findings:
+    """What is gathered model by model."""
+
+    models: "list[ModelEntry]" = field(default_factory=list)
+    bits: "list[BitsRow]" = field(default_factory=list)
+    skills: "list[SkillRow]" = field(default_factory=list)
+    curves: "list[Curve]" = field(default_factory=list)
+    shown: "dict[int, list[Answered]]" = field(default_factory=dict)  # by the place of the prompt
+    free: "dict[int, list[Answered]]" = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Measures everything, writes the report and prints its headline. Returns the figures by name."""
+    from danlu.evals.figures import Report, Sample
+    from danlu.evals.generative import shown, spread
+    from danlu.evals.lineage import trace
+    from danlu.evals.report import terminal_table, write_report
+
+    settings: Settings = context.settings
+    found = _Findings()
+    texts = _heldout(context, found.notes)
+    questions = _questions(context, found.notes)
+    found.shown = {place: [] for place in spread(questions, settings.samples)}
+    for text in settings.models:
+        _measure(context, text, texts, questions, found)
+    if texts:
+        found.bits += _baselines(context, texts, found.notes)
+    folders = [source.folder for text in (*settings.models, settings.corpus)
+               if text is not None and (source := context.inputs[text]).folder is not None]
+    lineage, ledger = trace(folders)
+    report = Report(
+        title=f"{context.work.parent.parent.name} · {context.step}", fingerprint=context.fingerprint,
+        models=found.models, bits=found.bits, skills=found.skills,
+        samples=[Sample(question.name, shown(question.messages), question.prompt.answer, answers)
+                 for place, answers in found.shown.items() if answers for question in (questions[place],)],
+        free=[Sample("", settings.prompts[place], "", answers) for place, answers in sorted(found.free.items())],
+        lineage=lineage, ledger=ledger, curves=found.curves, notes=found.notes)
+    write_report(report, context.work)
+    context.console.print(terminal_table(report))
+    return figures(report)
+
+
+def figures(report: "Report") -> dict[str, float | int]:
+    """The headline numbers by name: `bits_per_byte/zh/base`, `exact_match/copy/chat`."""
+    named: dict[str, float | int] = {f"bits_per_byte/{row.category}/{row.system}": row.value for row in report.bits}
+    named |= {f"exact_match/{row.task}/{row.model}": row.value for row in report.skills}
+    return named
+
+
+def published(context: Context, artifact: Artifact) -> None:
+    """Puts the newest report beside the artifacts' folders, where people look: `runs/<recipe>/<step>/report.html`."""
+    from danlu.evals.report import FILES as REPORT_FILES
+
+    place = artifact.folder.parent
+    for name in REPORT_FILES:
+        source = artifact.folder / name
+        if source.is_file():
+            write_atomic(place / name, source.read_bytes())
+        else:
+            (place / name).unlink(missing_ok=True)  # of an older report that had more to show
+    context.console.print(f"The report: {place / 'report.html'}", highlight=False, markup=False)
+
+
+def _heldout(context: Context, notes: list[str]) -> dict[str, list[Document]]:
+    """The held-out documents to be scored, by category."""
+    from danlu.evals.perplexity import choose_documents
+    from danlu.text.corpus import read_corpus
+
+    settings: Settings = context.settings
+    if settings.corpus is None:
+        return {}
+    groups: dict[str, list[Document]] = {}
+    for document in read_corpus(context.inputs[settings.corpus].require_folder(), "heldout"):
+        groups.setdefault(document.category, []).append(document)
+    if not groups:
+        raise DataError("holds no held-out documents", where=str(context.inputs[settings.corpus].folder),
+                        hint="Let the corpus step hold some out, or leave `corpus` away here.")
+    chosen = {}
+    for category in sorted(groups):
+        chosen[category], said = choose_documents(groups[category], settings.max_bytes)
+        notes += said
+    return chosen
+
+
+def _questions(context: Context, notes: list[str]) -> "list[Question]":
+    """The held-out prompts of all tasks, each only once."""
+    from danlu.evals.generative import ask
+
+    settings: Settings = context.settings
+    found: dict[tuple[Message, ...], Question] = {}
+    for name in settings.tasks:
+        asked = ask(name, context.seed, settings.num_prompts)
+        if len(asked) < settings.num_prompts:
+            notes.append(f"{name} has {len(asked)} held-out prompts, not {settings.num_prompts}")
+        for question in asked:
+            found.setdefault(question.messages, question)
+    return list(found.values())
+
+
+def _measure(context: Context, text: str, texts: Mapping[str, Sequence[Document]], questions: "Sequence[Question]",
+             found: _Findings) -> None:
+    """Everything about one model; its memory is free again afterwards."""
+    import torch
+
+    from danlu.evals.figures import ModelEntry
+    from danlu.evals.lineage import loss_curves
+    from danlu.models.generate import max_positions
+    from danlu.models.load import load_model
+
+    settings: Settings = context.settings
+    source = context.inputs[text]
+    name = _display_name(settings.models, text)
+    loaded = load_model(source.folder or text, device="cuda" if torch.cuda.is_available() else "cpu")
+    window = min(settings.cutoff_len, max_positions(loaded.lm) or settings.cutoff_len)
+    found.models.append(ModelEntry(name, source.fingerprint, loaded.lm.num_parameters(), len(loaded.tokenizer), window,
+                                   list(loaded.notes)))
+    if source.folder is not None:
+        found.curves += loss_curves(name, source.folder)
+    if texts:
+        found.bits += _model_bits(context, name, loaded, texts, window, found.notes)
+    if questions or settings.prompts:
+        _answers(context, name, loaded, questions, found)
+
+
+def _display_name(models: Sequence[str], text: str) -> str:
+    """What a model is called in the report: the last part of its path, where that is not another's too."""
+    short = Path(text).name or text
+    return short if sum(Path(other).name == short for other in models) == 1 else text
+
+
+def _model_bits(context: Context, name: str, loaded: "Loaded", texts: Mapping[str, Sequence[Document]], window: int,
+                notes: list[str]) -> "list[BitsRow]":
+    from danlu.evals.figures import BitsRow
+    from danlu.evals.perplexity import bits_per_byte, score_documents
+
+    rows = []
+    for category, documents in texts.items():
+        with context.progress(f"{name}: bits per byte, {category}", total=100) as bar:
+            scores = score_documents(loaded.root, loaded.tokenizer, documents, context=window,
+                                     micro_batch_tokens=context.settings.micro_batch_tokens, progress=_percent(bar))
+        result = bits_per_byte(scores)
+        if result.num_inexact:
+            notes.append(f"{name}: the tokens of {result.num_inexact} of {result.num_documents} {category} documents "
+                         "do not give back their text, so these bits are for a slightly different text")
+        rows.append(BitsRow(category, name, "model", result.value, result.low, result.high, result.num_bytes,
+                            result.num_documents))
+    return rows
+
+
+def _percent(bar: Any) -> Callable[[float], None]:
+    return lambda share: bar.update(100 * share)
+
+
+def _baselines(context: Context, texts: Mapping[str, Sequence[Document]], notes: list[str]) -> "list[BitsRow]":
+    """gzip and xz of each category's text as a whole, and the n-gram model document by document."""
+    from danlu.evals.baselines import ByteNgram, gzip_bits, xz_bits
+    from danlu.evals.figures import BitsRow
+    from danlu.evals.perplexity import DocumentScore, bits_per_byte
+
+    rows = []
+    training = _training_text(context, notes)
+    model = ByteNgram.train(training) if training else None
+    for category, documents in texts.items():
+        parts = [document.text.encode() for document in documents]
+        if model is not None:
+            result = bits_per_byte([DocumentScore(document.id, len(part), len(part), model.bits(part))
+                                    for document, part in zip(documents, parts, strict=True)])
+            rows.append(BitsRow(category, NGRAM, "baseline", result.value, result.low, result.high, result.num_bytes,
+                                len(parts)))
+        whole = b"\n".join(parts)
+        for system, bits in (("xz -9", xz_bits(whole)), ("gzip -9", gzip_bits(whole))):
+            rows.append(BitsRow(category, system, "baseline", bits / len(whole), None, None, sum(map(len, parts)),
+                                len(parts)))
+    return rows
+
+
+def _training_text(context: Context, notes: list[str]) -> list[bytes]:
+    """The corpus's training documents for the n-gram model, as many as it may have."""
+    from danlu.evals.perplexity import choose_documents
+    from danlu.text.corpus import read_corpus
+
+    settings: Settings = context.settings
+    assert settings.corpus is not None, "held-out text came from a corpus"
+    if settings.ngram_max_bytes == 0:
+        return []
+    documents = list(read_corpus(context.inputs[settings.corpus].require_folder(), "train"))
+    total = sum(len(document.text.encode()) for document in documents)
+    chosen, _ = choose_documents(documents, settings.ngram_max_bytes)
+    parts = [document.text.encode() for document in chosen]
+    if sum(map(len, parts)) < total:
+        notes.append(f"the n-gram model learned from {sum(map(len, parts)):,} of the {total:,} bytes of training text")
+    return [part for part in parts if part]
+
+
+def _answers(context: Context, name: str, loaded: "Loaded", questions: "Sequence[Question]", found: _Findings) -> None:
+    """Tasks and free prompts under the chat template."""
+    from danlu.evals.figures import Answered
+    from danlu.evals.generative import Answerer, skill_rows
+
+    settings: Settings = context.settings
+    try:
+        answerer = Answerer(loaded.lm, loaded.tokenizer, max_new_tokens=settings.max_new_tokens,
+                            batch_size=settings.batch_size)
+    except ConfigError as error:
+        found.notes.append(f"{name} was asked nothing: {error.message}")
+        return
+    dialogues = [question.messages for question in questions] + [(Message("user", text),) for text in settings.prompts]
+    with context.progress(f"{name}: answers", total=len(dialogues)) as bar:
+        answers = answerer.answer(dialogues, lambda done: bar.update(done))
+    scored = [question.scored(answer) for question, answer in zip(questions, answers, strict=False)]
+    found.skills += skill_rows(name, scored)
+    for place, row in found.shown.items():
+        row.append(Answered(name, scored[place].completion, scored[place].score == 1.0))
+    for place, answer in enumerate(answers[len(questions):]):
+        found.free.setdefault(place, []).append(Answered(name, answer, None))
+    if answerer.num_too_long:
+        found.notes.append(f"{name}: {answerer.num_too_long} prompts left no room for an answer of "
+                           f"{settings.max_new_tokens} tokens and count as wrong")

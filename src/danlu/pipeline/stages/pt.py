@@ -1,0 +1,123 @@
+"""Stage `pt`: pre-training from random weights, or continued pre-training of a model, on running text.
+
+    base: {stage: pt, model: {model_type: llama, hidden_size: 256, …}, tokenizer: tokenizer, dataset: corpus}
+"""
+
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from danlu.core.ledger import Ledger
+from danlu.core.records import Document
+from danlu.models.adapters import AdapterConfig
+from danlu.pipeline.context import DOCSTRINGS, FILES, HUB, Context, Forecast, Input, Reference
+from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, split_by_hash
+from danlu.pipeline.training import MachineConfig, all_texts, forecast_training, model_config, run_training
+from danlu.text.corpus import read_corpus
+from danlu.text.read import SourceConfig, read_documents
+from danlu.train.trainer import TrainSettings
+
+KIND = "model"
+SCHEMA = 1
+RESUMES = True
+DISTRIBUTED = True
+
+
+class Settings(DataConfig, TrainSettings, AdapterConfig, MachineConfig):
+    """The keys of a pre-training step."""
+
+    model: str | dict[str, Any] = Field(description="a step, folder or hub id; or model_type and config keys")
+    tokenizer: str | None = Field(None, description="a step, folder or hub id; default: the model's own")
+    document: Literal["file", "paragraph", "line"] = Field("file", description="what one document of plain text is")
+    text_field: str | None = Field(None, description="where a row's text is, in json, jsonl and csv")
+    strict: bool = Field(False, description="stop at the first bad record instead of counting it")
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Settings":
+        if isinstance(self.model, dict) and self.tokenizer is None:
+            raise ValueError("a model from nothing needs a tokenizer")
+        if isinstance(self.model, dict) and self.finetuning_type != "full":
+            raise ValueError("a model from nothing has nothing for adapters to adapt: use finetuning_type: full")
+        return self
+
+
+def references(settings: Settings) -> list[Reference]:
+    """The model, the tokenizer and the data."""
+    found = [Reference(key, text, ("corpus", FILES, DOCSTRINGS)) for key, text in all_texts(settings)]
+    if isinstance(settings.model, str):
+        found.append(Reference(("model",), settings.model, ("model", FILES, HUB)))
+    if settings.tokenizer is not None:
+        found.append(Reference(("tokenizer",), settings.tokenizer, ("tokenizer", "model", FILES, HUB)))
+    return found
+
+
+def forecast(settings: Settings, inputs: Mapping[str, Input]) -> Forecast:
+    """Every token but the first of each piece is learned."""
+    return forecast_training(settings, inputs, model_config(settings, inputs), share_learned=1.0, task_tokens=0,
+                             mean_length=settings.cutoff_len / 2)
+
+
+def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
+    """The architecture's keys, and the length against the model's positions."""
+    from danlu.models.load import check_length
+
+    config = model_config(settings, inputs)
+    if config is not None:
+        check_length(config, settings.cutoff_len)
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Reads, encodes, trains and saves."""
+    from danlu.models.load import Loaded, load_model, load_tokenizer, new_model
+
+    settings, inputs = context.settings, context.inputs
+    tokenizer_source = place(inputs[settings.tokenizer or settings.model])
+    tokenizer = load_tokenizer(tokenizer_source)
+
+    def load() -> Loaded:
+        if isinstance(settings.model, dict):
+            return new_model(settings.model, tokenizer_source, seed=context.seed)
+        return load_model(place(inputs[settings.model]), tokenizer=tokenizer_source, adapters=settings,
+                          seed=context.seed)
+
+    prepared = prepare_documents(context, tokenizer)
+    return run_training(context, settings, prepared, load, [tokenizer.eos_token_id])
+
+
+def place(item: Input) -> Path | str:
+    """The folder behind a reference to a model or tokenizer, or its hub id."""
+    return item.text if item.kind == HUB else item.require_folder()
+
+
+def prepare_documents(context: Context, tokenizer: Any) -> Prepared:
+    """The step's documents as Examples on disk."""
+    from danlu.tokens.encode import Encoder
+
+    settings = context.settings
+    encoder = Encoder(tokenizer, settings.cutoff_len)
+    encoder.check(dialogues=False)
+
+    def read(ledger: Ledger) -> tuple[Iterable[Document], Iterable[Document]]:
+        train = chain.from_iterable(first(_documents(context, text, "train", ledger), settings.max_samples, ledger, text)
+                                    for text in settings.datasets())
+        corpora = [text for text in settings.datasets() if context.inputs[text].produces == "corpus"]
+        named = settings.eval_datasets() or corpora
+        if named:
+            return train, chain.from_iterable(_documents(context, text, "heldout", Ledger()) for text in named)
+        return split_by_hash(train, settings.val_size, ledger)
+
+    chosen = {name: getattr(settings, name) for name in ("dataset", "eval_dataset", "val_size", "cutoff_len",
+                                                         "max_samples", "category", "document", "text_field", "strict")}
+    return prepare(context, Recipe(chosen, len(tokenizer), read, encoder.documents))
+
+
+def _documents(context: Context, text: str, split: Literal["train", "heldout"], ledger: Ledger) -> Iterable[Document]:
+    item, settings = context.inputs[text], context.settings
+    if item.produces == "corpus":
+        return read_corpus(item.require_folder(), split)
+    source = SourceConfig(path=text, document=settings.document, field=settings.text_field,
+                          category=settings.category or "text")
+    return read_documents(source, context.base, ledger, settings.strict)

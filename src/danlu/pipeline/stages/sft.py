@@ -1,0 +1,112 @@
+"""Stage `sft`: supervised fine-tuning on dialogues, with the checkpoint's own chat template.
+
+    chat: {stage: sft, model: base, dataset: [dialogues.jsonl, task:skills]}
+"""
+
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from typing import Any, Literal
+
+from pydantic import Field
+
+from danlu.core.ledger import Ledger
+from danlu.core.records import Dialogue
+from danlu.models.adapters import AdapterConfig
+from danlu.pipeline.context import FILES, HUB, TASK, Context, Forecast, Input, Reference
+from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, split_by_hash
+from danlu.pipeline.stages.pt import place
+from danlu.pipeline.training import (
+    DEFAULT_TASK_PROMPTS,
+    MachineConfig,
+    all_texts,
+    forecast_training,
+    model_config,
+    run_training,
+)
+from danlu.tasks import task_dialogues
+from danlu.text.formats import read_dialogues
+from danlu.train.trainer import TrainSettings
+
+KIND = "model"
+SCHEMA = 1
+RESUMES = True
+DISTRIBUTED = True
+
+
+class Settings(DataConfig, TrainSettings, AdapterConfig, MachineConfig):
+    """The keys of a fine-tuning step."""
+
+    model: str = Field(description="a step, folder or hub id")
+    overlong: Literal["turns", "tokens", "split", "drop", "error"] = Field(
+        "turns", description="what happens to a dialogue longer than cutoff_len")
+    learn: Literal["assistant", "last", "all"] = Field(
+        "assistant", description="which turns are learned: every answer, the last one, or everything")
+    strict: bool = Field(False, description="stop at the first bad record instead of counting it")
+
+
+def references(settings: Settings) -> list[Reference]:
+    """The model and the data."""
+    data = [Reference(key, text, (FILES, TASK)) for key, text in all_texts(settings)]
+    return [Reference(("model",), settings.model, ("model", FILES, HUB)), *data]
+
+
+def forecast(settings: Settings, inputs: Mapping[str, Input]) -> Forecast:
+    """About a third of a dialogue's tokens is learned, and short ones are short."""
+    return forecast_training(settings, inputs, model_config(settings, inputs), share_learned=0.35, task_tokens=24,
+                             mean_length=min(settings.cutoff_len, 200))
+
+
+def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
+    """The length against the model's positions."""
+    from danlu.models.load import check_length
+
+    config = model_config(settings, inputs)
+    if config is not None:
+        check_length(config, settings.cutoff_len)
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Reads, encodes, trains and saves."""
+    from danlu.models.load import Loaded, load_model, load_tokenizer
+
+    settings = context.settings
+    source = place(context.inputs[settings.model])
+    tokenizer = load_tokenizer(source)
+    prepared, stop_ids = prepare_dialogues(context, tokenizer)
+
+    def load() -> Loaded:
+        return load_model(source, adapters=settings, seed=context.seed)
+
+    return run_training(context, settings, prepared, load, stop_ids)
+
+
+def prepare_dialogues(context: Context, tokenizer: Any) -> tuple[Prepared, list[int]]:
+    """The step's dialogues as Examples on disk, and the ids that end a turn."""
+    from danlu.tokens.encode import Encoder
+
+    settings = context.settings
+    encoder = Encoder(tokenizer, settings.cutoff_len, settings.overlong, settings.learn)
+    encoder.check()
+
+    def read(ledger: Ledger) -> tuple[Iterable[Dialogue], Iterable[Dialogue]]:
+        train = chain.from_iterable(_dialogues(context, text, ledger) for text in settings.datasets())
+        if settings.eval_dataset is not None:
+            return train, chain.from_iterable(_dialogues(context, text, Ledger()) for text in settings.eval_datasets())
+        return split_by_hash(train, settings.val_size, ledger)
+
+    chosen = {name: getattr(settings, name) for name in ("dataset", "eval_dataset", "val_size", "cutoff_len",
+                                                         "max_samples", "category", "overlong", "learn", "strict")}
+    return prepare(context, Recipe(chosen, len(tokenizer), read, encoder.dialogues)), encoder.chat.stop_ids
+
+
+def _dialogues(context: Context, text: str, ledger: Ledger) -> Iterable[Dialogue]:
+    settings = context.settings
+    if context.inputs[text].kind == TASK:
+        found = task_dialogues(text, context.seed, settings.max_samples or DEFAULT_TASK_PROMPTS)
+        station = ledger.station(f"generate:{text}")
+        size = sum(len(message.content.encode()) for dialogue in found for message in dialogue.messages)
+        station.take(rows=len(found), bytes=size)
+        station.give(rows=len(found), bytes=size)
+        return found
+    records = read_dialogues(text, context.base, ledger, category=settings.category or "chat", strict=settings.strict)
+    return first(records, settings.max_samples, ledger, text)

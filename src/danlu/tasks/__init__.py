@@ -1,0 +1,24 @@
+"""Families of tasks with exact answers: prompts to train on, prompts that are never trained on, and a scorer.
+
+    TASKS["copy"].prompts("heldout", seed=0, count=50)      # `skills` is the mixture of all
+    task_dialogues("skills", seed=0, count=25_000)          # what a recipe's `task:skills` trains on
+"""
+
+from danlu.core.records import Dialogue
+from danlu.tasks.skills import FAMILIES
+from danlu.tasks.task import Mixture, Task, counts, dialogues_of, find
+
+TASKS: dict[str, Task] = {family.name: family for family in FAMILIES}
+TASKS["skills"] = Mixture("skills", FAMILIES)
+
+__all__ = ["TASKS", "Task", "counts", "task", "task_dialogues"]
+
+
+def task(name: str) -> Task:
+    """The task of that name, with or without `task:` before it. Raises ConfigError naming the nearest one."""
+    return find(TASKS, name)
+
+
+def task_dialogues(name: str, seed: int, count: int) -> list[Dialogue]:
+    """Up to `count` training dialogues of a task; none of its held-out problems is among them."""
+    return dialogues_of(task(name), seed, count)

@@ -1,0 +1,1 @@
+"""From files, folders and packages to clean records: reading, formats, cleaning and duplicates."""

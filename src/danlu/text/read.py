@@ -1,0 +1,228 @@
+"""Sources of running text: what a recipe's `sources:` name, read into Documents with every byte accounted for.
+
+A source is a file, a folder, a glob, `package:NAME/path` (files inside an installed package) or `docstrings:NAME,NAME`
+(the documentation in the packages' source). Plain text gives one document a file, paragraph or line; JSON, JSON lines
+and CSV give one document a row, or several where `field` is a path such as `data[].paragraphs[].context`; a JSON list
+of strings or an object of title → text works without `field`.
+
+    source = SourceConfig(path="texts/", category="en")
+    for document in read_documents(source, base, ledger):
+        ...
+    ledger.check()
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from danlu.core.config import Config
+from danlu.core.ledger import Ledger
+from danlu.core.records import Document
+from danlu.text.corpus import read_corpus
+from danlu.text.docstrings import read_module
+from danlu.text.files import (
+    DATA_SUFFIXES,
+    DOCSTRINGS,
+    PACKAGE,
+    TEXT_SUFFIXES,
+    Located,
+    docstring_names,
+    locate,
+    modules,
+    resolve,
+)
+from danlu.text.rows import MAX_REFUSED, Gate, Line, Value, kind_of, read_lines, read_rows, read_values, refuse_value
+
+__all__ = ["SourceConfig", "group_of", "read_corpus", "read_documents", "read_rows", "resolve"]
+
+_FIELD = re.compile(r"[^.\[\]]+(\[\])?(\.[^.\[\]]+(\[\])?)*")
+
+
+class SourceConfig(Config):
+    """One source of running text."""
+
+    path: str = Field(min_length=1, description="file, folder, glob, package:NAME/path or docstrings:NAME,NAME")
+    document: Literal["file", "paragraph", "line"] = Field(default="file", description="one document of plain text")
+    field: str | None = Field(default=None, description="path of the text, such as data[].paragraphs[].context")
+    category: str = Field(default="text", min_length=1, description="the label by which losses and shares are reported")
+    language: Literal["zh", "en"] | None = Field(default=None, description="documents of another language are dropped")
+    group: Literal["document", "file", "package"] = Field(default="document", description="what is held out together")
+    max_refused: float = Field(default=MAX_REFUSED, ge=0, le=1, description="share of refused rows that is accepted")
+
+    @field_validator("field")
+    @classmethod
+    def _is_path(cls, value: str | None) -> str | None:
+        if value is not None and not _FIELD.fullmatch(value):
+            raise ValueError("a path of names joined by dots, with [] after the name of a list, such as data[].text")
+        return value
+
+
+def read_documents(source: SourceConfig, base: Path, ledger: Ledger, strict: bool = False) -> Iterator[Document]:
+    """The documents of a source, file after file in sorted order, counted at the station `read:<path>`.
+
+    Rows that come in are lines, JSON values or modules, in raw bytes; rows that go out are documents, in bytes of text.
+    Raises ConfigError if nothing is there, DataError at the first refused row (`strict`) or if too many are refused.
+    """
+    gate = Gate(f"read:{source.path}", ledger, strict, source.max_refused)
+    if source.path.startswith(DOCSTRINGS):
+        for name in docstring_names(source.path):
+            for module, path in modules(name):
+                for text in read_module(module, path, gate):
+                    yield Document(text.text, f"{DOCSTRINGS}{name}", text.id, source.category)
+    else:
+        for located in locate(source.path, base, TEXT_SUFFIXES + DATA_SUFFIXES):
+            if located.path.suffix.lower() in DATA_SUFFIXES:
+                yield from _read_data(located, source, gate)
+            else:
+                yield from _read_text(located, source, gate)
+    gate.finish()
+
+
+def group_of(document: Document, group: str) -> str:
+    """What a document is held out together with: itself, its file (a docstring's module) or its package or folder."""
+    if group == "document":
+        return f"{document.source} {document.id}"
+    if document.source.startswith(DOCSTRINGS):
+        return document.source if group == "package" else document.id.partition("#")[0]
+    if group == "file":
+        return document.source
+    if document.source.startswith(PACKAGE):
+        return document.source.partition("/")[0]
+    return document.source.rpartition("/")[0]
+
+
+def _read_text(located: Located, source: SourceConfig, gate: Gate) -> Iterator[Document]:
+    """Plain text: the lines of a file joined into documents. Line ends inside a document stay as they are."""
+    lines: list[Line] = []
+    for line in read_lines(located, gate):
+        blank = not line.text.strip()
+        if source.document == "file":
+            lines.append(line)
+            continue
+        if lines and (blank or source.document == "line"):
+            yield _joined(lines, located, source, gate)
+            lines = []
+        if blank:
+            gate.station.drop("blank line", rows=1, bytes=len(line.text.encode()))
+        else:
+            lines.append(line)
+    if lines:
+        yield _joined(lines, located, source, gate)
+
+
+def _joined(lines: list[Line], located: Located, source: SourceConfig, gate: Gate) -> Document:
+    text = "".join(line.text for line in lines)
+    size = len(text.encode())
+    if len(lines) > 1:
+        gate.station.drop("joined with the line before", rows=len(lines) - 1)
+    if source.document != "file":
+        text = text.rstrip("\r\n")
+    left = len(text.encode())
+    if left < size:
+        gate.station.drop("line end after the text", bytes=size - left)
+    gate.station.give(rows=1, bytes=left)
+    place = located.label if source.document == "file" else f"{located.label}:{lines[0].number}"
+    return Document(text, located.label, place, source.category)
+
+
+def _read_data(located: Located, source: SourceConfig, gate: Gate) -> Iterator[Document]:
+    """JSON, JSON lines and CSV."""
+    for value in read_values(located, gate):
+        if isinstance(value.value, str) and source.field is None:
+            gate.give(len(value.value.encode()), value.bytes)
+            yield Document(value.value, located.label, value.where, source.category)
+        elif isinstance(value.value, dict) and value.whole and source.field is None and _has_titles(value.value):
+            yield from _read_titles(value, located, source, gate)
+        elif isinstance(value.value, dict):
+            yield from _read_fields(value, located, source, gate)
+        else:
+            kind = kind_of(value.value)
+            refuse_value(gate, value, f"not an object but {kind}")
+
+
+def _has_titles(row: dict[str, Any]) -> bool:
+    """Whether a file's only object looks like title → text: no field `text`, and most values are texts."""
+    texts = sum(isinstance(content, str) or (isinstance(content, list) and all(
+        isinstance(part, str) for part in content)) for content in row.values())
+    return "text" not in row and 2 * texts > len(row)
+
+
+def _read_titles(value: Value, located: Located, source: SourceConfig, gate: Gate) -> Iterator[Document]:
+    """An object of title → text, or of title → list of paragraphs."""
+    entries = list(value.value.items())
+    gate.split("texts in one row", len(entries) - 1)
+    written, texts = 0, []
+    for title, content in entries:
+        try:
+            text = _as_text(content)
+        except BadField as error:
+            gate.refuse(f"{located.label}#{title}", error.reason, str(content))
+            continue
+        written += len(text.encode())
+        texts.append(Document(text, located.label, f"{located.label}#{title}", source.category))
+    gate.give(written, value.bytes, rows=len(texts))
+    yield from texts
+
+
+def _read_fields(value: Value, located: Located, source: SourceConfig, gate: Gate) -> Iterator[Document]:
+    """One row, whose texts are at `field`; a path through lists may give many."""
+    texts: list[str] = []
+    wrong: list[tuple[str, str]] = []
+    _dig(value.value, (source.field or "text").split("."), "", texts, wrong)
+    if not texts and len(wrong) <= 1:
+        if wrong:
+            refuse_value(gate, value, wrong[0][1], kind="no text in the field")
+        else:
+            gate.station.drop("no text in the row", rows=1, bytes=value.bytes)
+        return
+    gate.split("texts in one row", len(texts) + len(wrong) - 1)
+    for place, reason in wrong:
+        gate.refuse(f"{value.where} {place}", reason, kind="no text in the field")
+    gate.give(sum(len(text.encode()) for text in texts), value.bytes, rows=len(texts))
+    for number, text in enumerate(texts, 1):
+        place = value.where if len(texts) == 1 else f"{value.where}#{number}"
+        yield Document(text, located.label, place, source.category)
+
+
+class BadField(Exception):
+    """A row's text is missing or is no text."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+def _as_text(content: Any) -> str:
+    """A string itself; the strings of a list as lines."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, str) for part in content):
+        return "\n".join(content)
+    raise BadField(f"not a text but {kind_of(content)}")
+
+
+def _dig(value: Any, path: list[str], place: str, texts: list[str], wrong: list[tuple[str, str]]) -> None:
+    """Follows a path; collects the texts at its end and (place, reason) wherever it cannot be followed."""
+    if not path:
+        try:
+            texts.append(_as_text(value))
+        except BadField as error:
+            wrong.append((place, f"“{place}” is {error.reason}"))
+        return
+    name = path[0].removesuffix("[]")
+    here = f"{place}.{name}" if place else name
+    if not isinstance(value, dict):
+        wrong.append((place, f"“{place}” is not an object but {kind_of(value)}"))
+    elif name not in value:
+        keys = ", ".join(str(key)[:40] for key in list(value)[:8]) or "none"
+        wrong.append((here, f"no field “{here}” (fields found: {keys})"))
+    elif not path[0].endswith("[]"):
+        _dig(value[name], path[1:], here, texts, wrong)
+    elif not isinstance(value[name], list):
+        wrong.append((here, f"“{here}” is not a list but {kind_of(value[name])}"))
+    else:
+        for index, item in enumerate(value[name]):
+            _dig(item, path[1:], f"{here}[{index}]", texts, wrong)

@@ -1,0 +1,1 @@
+"""One trainer for every objective: the optimizer step, its schedule, several processes, checkpoints and the log."""

@@ -1,0 +1,92 @@
+"""The ledger balances or fails; settings are strict and say where; examples keep their parts together."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import Field
+
+from danlu.core.config import Config, free, read_config, result_settings
+from danlu.core.errors import ConfigError, DataError
+from danlu.core.examples import Branch, Example
+from danlu.core.ledger import Ledger
+
+
+def test_a_balanced_ledger_is_saved(tmp_path: Path) -> None:
+    ledger = Ledger()
+    station = ledger.station("read")
+    station.take(rows=3, bytes=100)
+    station.drop("bad json", rows=1, bytes=40)
+    station.add("added", bytes=5)
+    station.give(rows=2, bytes=65)
+    ledger.quarantine("a.jsonl:2", "bad json", "x" * 1000)
+    ledger.save(tmp_path)
+    assert json.loads((tmp_path / "ledger.json").read_text())["stations"][0]["dropped"]["bad json"]["rows"] == 1
+    line = json.loads((tmp_path / "quarantine.jsonl").read_text())
+    assert line["where"] == "a.jsonl:2" and len(line["excerpt"]) == 160
+
+
+@pytest.mark.parametrize("unit", ["rows", "bytes", "tokens"])
+def test_what_is_lost_without_a_reason_fails(tmp_path: Path, unit: str) -> None:
+    ledger = Ledger()
+    ledger.station("clean").take(**{unit: 2})
+    ledger.station("clean").give(**{unit: 1})
+    with pytest.raises(DataError, match=rf"“clean”: \+1 {unit}"):
+        ledger.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+class Inner(Config):
+    size: int = Field(1, ge=1)
+
+
+class Settings(Config):
+    learning_rate: float = Field(1e-4, gt=0)
+    cutoff_len: int = 8
+    inner: Inner = Inner()
+    items: list[Inner] = []
+    save_steps: int = free(10)
+
+
+def place(path: tuple) -> str:
+    return "recipe.yaml:" + ".".join(map(str, path))
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"learning_rat": 1}, "recipe.yaml:learning_rat: unknown key “learning_rat”. Did you mean learning_rate?"),
+    ({"max_length": 1}, "Did you mean cutoff_len?"),
+    ({"per_device_train_batch_size": 1}, "Did you mean global_batch_size"),
+    ({"zzz": 1}, "Known keys: cutoff_len, inner, items, learning_rate, save_steps."),
+    ({"learning_rate": "fast"}, "“learning_rate” is 'fast': input should be a valid number"),
+    ({"learning_rate": 0}, "“learning_rate” is 0: input should be greater than 0"),
+    ({"inner": {"siz": 1}}, "recipe.yaml:inner.siz: unknown key “inner.siz”. Did you mean size?"),
+    ({"items": [{"size": 0}]}, "recipe.yaml:items.0.size: “items.0.size” is 0"),
+])
+def test_what_cannot_be_meant_is_explained(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_config(Settings, values, place)
+    assert message in str(caught.value)
+
+
+def test_every_problem_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_config(Settings, {"a": 1, "learning_rate": -1}, place)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_only_what_changes_the_result_is_fingerprinted() -> None:
+    assert "save_steps" not in result_settings(Settings())
+    assert result_settings(Settings(save_steps=3)) == result_settings(Settings())
+    assert result_settings(Settings(cutoff_len=9)) != result_settings(Settings())
+
+
+def test_examples() -> None:
+    example = Example([1, 2], (Branch([3, 4], [0, 1]), Branch([5])))
+    assert example.num_tokens == 5 and example.num_targets == 2
+    assert Example([], (Branch([1, 2]),)).num_targets == 1, "nothing predicts the first token of all"
+    assert example.branches[1].weights.tolist() == [1.0] and example.stem.dtype == np.int32
+    with pytest.raises(AssertionError):
+        Example([1], ())
+    with pytest.raises(AssertionError):
+        Branch([1, 2], [1])

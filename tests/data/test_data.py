@@ -1,0 +1,112 @@
+"""The store gives back what was written, the loader visits every example once an epoch, packing keeps every example."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_models import VOCAB, random_examples
+
+from danlu.core.errors import DataError
+from danlu.core.examples import Branch, Example
+from danlu.data.batch import Batch
+from danlu.data.loader import Loader
+from danlu.data.pack import micro_batches
+from danlu.data.store import ExampleStore, write_examples
+
+
+def same(left: Example, right: Example) -> bool:
+    return (np.array_equal(left.stem, right.stem) and len(left.branches) == len(right.branches)
+            and (left.source, left.category, left.id) == (right.source, right.category, right.id)
+            and all(np.array_equal(a.tokens, b.tokens) and np.array_equal(a.weights, b.weights)
+                    and a.columns.keys() == b.columns.keys()
+                    and all(np.array_equal(a.columns[name], b.columns[name]) for name in a.columns)
+                    for a, b in zip(left.branches, right.branches, strict=True)))
+
+
+@pytest.mark.parametrize("vocab", [VOCAB, 1 << 17])
+def test_the_store_gives_back_what_was_written(tmp_path: Path, vocab: int) -> None:
+    examples = random_examples(1, 20)
+    summary = write_examples(tmp_path, iter(examples), vocab)
+    store = ExampleStore(tmp_path)
+    assert all(same(left, right) for left, right in zip(examples, store, strict=True))
+    assert summary.num_tokens == store.num_tokens == sum(example.num_tokens for example in examples)
+    assert summary.num_targets == sum(Batch.pack([example]).num_sites for example in examples)
+    assert store.lengths.tolist() == [example.num_tokens for example in examples]
+
+
+def test_columns_and_plain_weights(tmp_path: Path) -> None:
+    example = Example([1], (Branch([2, 3], [0, 1], {"ref_logprobs": [-1.5, -2.5]}),), "s", "c", "i")
+    write_examples(tmp_path, [example], VOCAB)
+    assert (tmp_path / "weights.bin").stat().st_size == 3  # zeros and ones take one byte
+    assert same(ExampleStore(tmp_path)[0], example)
+    assert Batch.pack([example]).columns["ref_logprobs"].tolist() == [-2.5]
+
+
+def test_a_cut_file_is_refused_by_name(tmp_path: Path) -> None:
+    write_examples(tmp_path, random_examples(1, 5), VOCAB)
+    (tmp_path / "tokens.bin").write_bytes((tmp_path / "tokens.bin").read_bytes()[:-2])
+    with pytest.raises(DataError, match="tokens.bin"):
+        ExampleStore(tmp_path)
+
+
+def test_an_id_outside_the_vocabulary_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        write_examples(tmp_path, [Example([], (Branch([1, VOCAB]),))], VOCAB)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ExampleStore:
+    folder = tmp_path_factory.mktemp("store")
+    write_examples(folder, random_examples(2, 37), VOCAB)
+    return ExampleStore(folder)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), size=st.one_of(st.none(), st.integers(1, 50)), tokens=st.integers(1, 200))
+def test_every_epoch_visits_every_example_once(store: ExampleStore, seed: int, size: int | None, tokens: int) -> None:
+    loader = Loader(store, seed=seed, global_batch_size=size, global_batch_tokens=None if size else tokens)
+    orders = []
+    for epoch in (0, 1):
+        steps = range(loader.first_step(epoch), loader.first_step(epoch + 1))
+        orders.append(np.concatenate([loader.batch(step).indices for step in steps]))
+        assert sorted(orders[-1]) == list(range(len(store)))
+        if size is None:
+            assert all(store.lengths[i].sum() <= tokens or len(i) == 1
+                       for i in (loader.batch(step).indices for step in steps))
+    assert not np.array_equal(*orders), "another order in every epoch"
+    assert loader.batch(loader.num_steps(2) - 1).epoch == pytest.approx(2.0)
+    # any step can be read first, by a loader that has seen nothing
+    fresh = Loader(store, seed=seed, global_batch_size=size, global_batch_tokens=None if size else tokens)
+    last = loader.num_steps(2) - 1
+    assert np.array_equal(fresh.batch(last).indices, loader.batch(last).indices)
+
+
+def test_an_empty_store_is_an_error(tmp_path: Path) -> None:
+    write_examples(tmp_path, [], VOCAB)
+    with pytest.raises(DataError, match="no examples"):
+        Loader(ExampleStore(tmp_path), seed=0, global_batch_size=2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), count=st.integers(1, 30), budget=st.integers(1, 100))
+def test_micro_batches_keep_every_example_in_order(seed: int, count: int, budget: int) -> None:
+    examples = random_examples(seed, count)
+    groups = micro_batches(examples, budget)
+    assert [id(e) for group in groups for e in group] == [id(e) for e in examples]
+    assert all(len(group) == 1 or sum(e.num_tokens for e in group) <= budget for group in groups)
+
+
+def test_sites_of_a_tree() -> None:
+    """The first token of each branch is predicted by the end of the stem; the first of all by nothing."""
+    batch = Batch.pack([Example([11, 12], (Branch([21, 22]), Branch([31]))), Example([], (Branch([41, 42]),))])
+    assert batch.input_ids_BT.tolist() == [[11, 12, 21, 22, 31, 41, 42]]
+    assert batch.position_ids_BT.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
+    assert batch.site_index_S.tolist() == [1, 2, 1, 5]
+    assert batch.site_target_S.tolist() == [21, 22, 31, 42]
+    assert batch.site_branch_S.tolist() == [0, 0, 1, 2]
+    assert batch.branch_example_N.tolist() == [0, 0, 1]
+    assert batch.layout.documents_T.tolist() == [0, 0, 0, 0, 0, 1, 1]
+    assert batch.layout.branches_T.tolist() == [0, 0, 1, 1, 2, 1, 1]
+    assert batch.sum_per_branch(batch.site_weight_S).tolist() == [2, 1, 1]

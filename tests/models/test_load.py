@@ -1,0 +1,89 @@
+"""Loading: what packs, what falls back with a message, and what is refused."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from small_models import CONFIGS, make_root, random_examples
+from transformers import AutoModelForCausalLM
+
+from danlu.core.errors import ConfigError
+from danlu.data.batch import Batch
+from danlu.models import attention
+from danlu.models.load import check_length, why_not_packed
+from danlu.models.root import Root, check_head
+
+PACKS = ["llama", "qwen3", "mistral-window", "granite", "cohere", "gpt2"]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_kind_gives_the_logprobs_of_plain_transformers(kind: str) -> None:
+    root = make_root(kind, torch.float32)
+    assert root.packs == (kind in PACKS)
+    plain = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[kind]), dtype=torch.float32,
+                                             attn_implementation="eager").eval()
+    plain.load_state_dict(root.lm.state_dict())
+    root.eval()
+    for example in random_examples(5, 4):
+        reading = root(root.batch([example])).logprobs_S
+        expected = []
+        for branch in example.branches:
+            ids = torch.tensor([[*example.stem, *branch.tokens]])
+            logp = plain(input_ids=ids).logits[0].log_softmax(-1)
+            for place, weight in enumerate(branch.weights, len(example.stem)):
+                if weight and place:
+                    expected.append(logp[place - 1, ids[0, place]])
+        if expected:
+            torch.testing.assert_close(reading, torch.stack(expected), rtol=2e-4, atol=2e-4)
+
+
+def test_a_model_that_cannot_pack_says_why() -> None:
+    root = make_root("gemma2", torch.float32, probe=False)
+    assert "soft cap" in (why_not_packed(root) or "")
+    assert root.lm.config._attn_implementation == "sdpa"
+
+
+def test_positions_that_depend_on_the_row_are_not_packed() -> None:
+    root = make_root("llama", torch.float32, probe=False)
+    root.lm.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    assert "dynamic" in (why_not_packed(root) or "")
+
+
+def test_an_unknown_change_of_the_logits_is_refused() -> None:
+    root = make_root("granite", torch.float32)
+    root.shape = type(root.shape)()  # as if the scale were unknown
+    with pytest.raises(ConfigError, match="does something to its logits"):
+        root.lm.set_attn_implementation("sdpa")
+        check_head(root)
+
+
+def test_attention_without_a_layout_raises() -> None:
+    root = make_root("llama", torch.float32)
+    with pytest.raises(attention.UnsupportedAttention):
+        root.lm(input_ids=torch.tensor([[1, 2, 3]]))
+
+
+def test_the_layout_function_is_the_mask_of_the_batch() -> None:
+    """The tree attention against one dense masked attention over the whole row."""
+    torch.manual_seed(0)
+    examples = random_examples(9, 5)
+    layout = Batch.pack(examples).layout
+    length = len(layout.documents_T)
+    q, k, v = torch.randn(1, 4, length, 8), torch.randn(1, 2, length, 8), torch.randn(1, 2, length, 8)
+    module = torch.nn.Module()
+    own, _ = attention.packed_attention(module, q, k, v, None, layout=layout)
+    dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask(), enable_gqa=True)
+    torch.testing.assert_close(own, dense.transpose(1, 2), rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_longer_than_the_positions_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cutoff_len is 5000"):
+        check_length(CONFIGS["llama"], 5000)
+    check_length(CONFIGS["llama"], 2048)
+
+
+def test_a_head_that_is_no_projection_is_refused() -> None:
+    root = make_root("llama", torch.float32)
+    root.lm.set_output_embeddings(torch.nn.Bilinear(2, 2, 2))
+    with pytest.raises(ConfigError, match="Bilinear"):
+        Root(root.lm)

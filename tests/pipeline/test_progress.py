@@ -1,0 +1,62 @@
+"""Progress on a terminal and elsewhere."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from danlu.pipeline import progress
+from danlu.pipeline.progress import show_duration, show_fields, show_number, show_progress
+
+
+@pytest.mark.parametrize(("value", "text"), [
+    (0, "0"), (12, "12"), (1234, "1,234"), (999_999, "999,999"), (4_700_000, "4.7 M"), (3.0, "3"),
+    (2.34567, "2.346"), (1.5e-5, "1.5e-05"), (3.2e18, "3.2e+18"), (2_500_000_000, "2.5 G"),
+])
+def test_numbers(value, text):
+    assert show_number(value) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(1.26, "1.3 s"), (245, "4 min 05 s"), (7800, "2 h 10 min")])
+def test_durations(seconds, text):
+    assert show_duration(seconds) == text
+
+
+def test_fields():
+    assert show_fields({"loss": 3.25, "tokens_per_second": 5200, "at": "end"}) == "loss 3.25  tokens/s 5,200  at end"
+
+
+def test_plain_lines_are_sparse(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with show_progress(Console(file=out, width=100), "training", total=100) as bar:
+        for done in range(1, 101):
+            now[0] += 3.0
+            bar.update(done, loss=1.5)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "training: 10/100  loss 1.5  4 min 30 s left"
+    assert len(lines) == 10
+
+
+def test_plain_lines_of_quick_work_and_of_unknown_size(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with show_progress(Console(file=out), "reading") as bar:
+        for done in range(1, 100):
+            now[0] += 1.0
+            bar.update(done * 1000)
+    assert out.getvalue().splitlines()[:2] == ["reading: 10,000", "reading: 20,000"]
+    with show_progress(Console(file=(out := io.StringIO())), "quick", total=5) as bar:
+        for done in range(5):
+            bar.update(done)
+    assert out.getvalue() == ""
+
+
+def test_a_bar_on_a_terminal():
+    out = io.StringIO()
+    with show_progress(Console(file=out, force_terminal=True, width=120), "training", total=10) as bar:
+        bar.update(5, loss=1.5)
+        bar.bars.refresh()
+    assert "training" in out.getvalue() and "5/10" in out.getvalue() and "loss 1.5" in out.getvalue()

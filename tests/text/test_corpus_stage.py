@@ -1,0 +1,113 @@
+"""The corpus stage as a whole: counts, held-out groups, bytes."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from danlu.core.errors import ConfigError, DataError
+from danlu.pipeline.context import Context, Input, SingleProcess
+from danlu.pipeline.stages import corpus
+from danlu.pipeline.stages.corpus import Group, Settings, Size, choose_heldout
+from danlu.text.files import resolve
+from danlu.text.read import read_corpus
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for n in range(40):
+        (texts / f"{n:02}.txt").write_text(f"Chapter {n}: it was a bright day, the {n}th of the month.\r\n")
+    (texts / "copy.txt").write_text("CHAPTER 3: it was a bright day, the 3th of the month.\n")
+    rows = [{"text": f"第{n}回：话说天下大势，分久必合，合久必分。"} for n in range(60)]
+    (tmp_path / "zh.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + '\n{oops\n{"text": "12345"}\n')
+    return tmp_path
+
+
+def run(base: Path, work: str, **keys) -> dict:
+    settings = Settings(**{"sources": [{"path": "texts", "category": "en"}, {"path": "zh.jsonl", "category": "zh"}], **keys})
+    inputs = {reference.text: Input(reference.text, "files", "f", files=resolve(reference.text, base))
+              for reference in corpus.references(settings)}
+    assert corpus.forecast(settings, inputs).tokens is not None
+    (base / work).mkdir()
+    console = Console(file=io.StringIO())
+    metrics = corpus.run(Context("corpus", settings, 0, inputs, base / work, "f", base, SingleProcess(), console))
+    metrics["printed"] = console.file.getvalue()
+    return metrics
+
+
+def test_the_corpus_and_its_counts(base: Path) -> None:
+    metrics = run(base, "w", heldout_share=0.2)
+    train, heldout = list(read_corpus(base / "w", "train")), list(read_corpus(base / "w", "heldout"))
+    assert len(train) + len(heldout) == 40 + 60 and len(heldout) > 5
+    assert not {document.id for document in train} & {document.id for document in heldout}
+    assert metrics["train"]["documents"] == len(train)
+    assert metrics["heldout"]["bytes"] == sum(len(document.text.encode()) for document in heldout)
+    assert metrics["categories"]["zh"]["train"]["documents"] == sum(document.category == "zh" for document in train)
+    assert (metrics["duplicates"], metrics["cleaned_away"], metrics["quarantined"]) == (1, 1, 1)
+    assert sorted(metrics["language_bytes"]) == ["en", "zh"]
+    assert sorted(path.name for path in (base / "w").iterdir()) == [
+        "heldout.parquet", "ledger.json", "quarantine.jsonl", "train.parquet"]
+    stations = {station["name"]: station for station in json.loads((base / "w" / "ledger.json").read_text())["stations"]}
+    assert list(stations) == ["read:texts", "clean", "dedup", "read:zh.jsonl", "split"] or set(stations) == {
+        "read:texts", "read:zh.jsonl", "clean", "dedup", "split"}
+    assert stations["clean"]["in"]["rows"] == 41 + 61 and stations["split"]["out"]["rows"] == 100
+
+
+def test_the_same_bytes_again_and_another_share_keeps_what_was_held_out(base: Path) -> None:
+    run(base, "a", heldout_share=0.1)
+    run(base, "b", heldout_share=0.1)
+    run(base, "c", heldout_share=0.3)
+    for name in ("train.parquet", "heldout.parquet", "ledger.json"):
+        hashes = {hashlib.sha256((base / work / name).read_bytes()).hexdigest() for work in "ab"}
+        assert len(hashes) == 1
+    held = [{document.id for document in read_corpus(base / work, "heldout")} for work in "ac"]
+    assert held[0] < held[1]
+
+
+def test_held_out_by_pattern_bytes_and_group(base: Path) -> None:
+    metrics = run(base, "a", heldout=["texts/1?.txt"], heldout_share=0)
+    assert {document.source for document in read_corpus(base / "a", "heldout")} == {f"texts/1{n}.txt" for n in range(10)}
+    assert metrics["heldout"]["documents"] == 10
+    metrics = run(base, "b", heldout_share=0.5, heldout_bytes=300)
+    assert all(0 < splits["heldout"]["bytes"] <= 300 for splits in metrics["categories"].values())
+    sources = [{"path": "zh.jsonl", "group": "file"}, {"path": "texts"}]
+    run(base, "c", sources=sources, heldout=["zh.jsonl:7"], heldout_share=0)
+    assert len(list(read_corpus(base / "c", "heldout"))) == 60, "the whole file goes with its one document"
+    with pytest.raises(ConfigError, match="matches no document"):
+        run(base, "d", heldout=["nothing*"])
+
+
+def test_corpora_that_cannot_be_meant(base: Path) -> None:
+    with pytest.raises(DataError, match="no document is left"):
+        run(base, "a", sources=[{"path": "texts"}], clean={"min_chars": 1000})
+    with pytest.raises(DataError, match="nothing is left to train on"):
+        run(base, "b", heldout=["*"])
+    with pytest.raises(DataError, match="zh.jsonl:61: bad JSON"):
+        run(base, "c", strict=True)
+
+
+def test_a_category_with_nothing_held_out_is_said(base: Path) -> None:
+    metrics = run(base, "a", sources=[{"path": "texts", "category": "en", "group": "package"}], heldout_share=0.01)
+    assert "nothing of “en” is held out" in metrics["printed"]
+
+
+def test_language_filter(base: Path) -> None:
+    metrics = run(base, "a", sources=[{"path": "texts", "language": "zh"}, {"path": "zh.jsonl", "language": "zh"}])
+    assert set(metrics["language_bytes"]) == {"zh"}
+    assert metrics["cleaned_away"] == 41 + 1
+
+
+def test_choosing_keeps_to_the_limit_of_each_category() -> None:
+    sizes = {Group(category, f"{n}"): Size(10) for category in ("a", "b") for n in range(200)}
+    sizes[Group("a", "named")] = Size(1000, named=True)
+    held = choose_heldout(sizes, Settings(sources=[{"path": "x"}], heldout_share=0.3, heldout_bytes=95))
+    assert Group("a", "named") in held
+    for category in ("a", "b"):
+        assert sum(group.category == category and not sizes[group].named for group in held) == 9
+    half = choose_heldout(sizes, Settings(sources=[{"path": "x"}], heldout_share=0.5))
+    assert 150 < len(half) < 250

@@ -1,0 +1,224 @@
+"""Rows of every published shape into Dialogues, and a reason for every refused one."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from danlu.core.errors import ConfigError, DataError
+from danlu.core.ledger import Ledger
+from danlu.core.records import Dialogue, Message
+from danlu.text.formats import BadRow, construct, read_dialogues, to_dialogue
+
+
+def turns(row: dict) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in to_dialogue(row, "a:1", "a").messages]
+
+
+FIRST = {"prompt": "你是谁", "query": "请用简洁语言回答", "response": "我是AI助手豆包", "history": None, "system": "通用模式"}
+SECOND = {"prompt": "今天星期几", "query": "", "response": "今天星期五", "history": [["昨天星期几", "昨天星期四"]],
+          "system": None}
+
+
+def test_two_records_of_prompt_query_response_history_system() -> None:
+    assert construct(FIRST) == ("你是谁\n请用简洁语言回答", "我是AI助手豆包", None, "通用模式")
+    assert construct(SECOND) == ("今天星期几", "今天星期五", [("昨天星期几", "昨天星期四")], None)
+    assert turns(FIRST) == [("system", "通用模式"), ("user", "你是谁\n请用简洁语言回答"), ("assistant", "我是AI助手豆包")]
+    assert turns(SECOND) == [("user", "昨天星期几"), ("assistant", "昨天星期四"), ("user", "今天星期几"),
+                             ("assistant", "今天星期五")]
+
+
+def test_three_rows_one_answer_two_answers_empty_prompt(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "response": ["one"]}, {"prompt": "q", "response": ["good", "bad"]},
+            {"prompt": "", "response": ["x"]}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ledger = Ledger()
+    found = list(read_dialogues("a.jsonl", tmp_path, ledger))
+    assert [dialogue.messages[-1].content for dialogue in found] == ["one", "good"]
+    assert ledger.station("read:a.jsonl").dropped["empty prompt"].rows == 1
+    ledger.check()
+
+
+def test_a_string_of_answers_is_one_answer() -> None:
+    assert turns({"prompt": "p", "response": "ab"})[-1] == ("assistant", "ab")
+
+
+def test_alpaca() -> None:
+    row = {"instruction": "译成英语", "input": "你好", "output": "Hello"}
+    assert turns(row) == [("user", "译成英语\n你好"), ("assistant", "Hello")]
+    assert turns({**row, "input": ""})[0] == ("user", "译成英语")
+    assert turns({**row, "system": "S", "history": [("a", "b")]})[:3] == [("system", "S"), ("user", "a"), ("assistant", "b")]
+
+
+def test_messages() -> None:
+    row = {"messages": [{"role": "System", "content": "s"}, {"role": "USER", "content": "u"},
+                        {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "text", "value": "b"}]},
+                        {"role": "human", "content": "v"}, {"role": "gpt", "content": "c"}]}
+    assert turns(row) == [("system", "s"), ("user", "u"), ("assistant", "ab"), ("user", "v"), ("assistant", "c")]
+    assert turns({"conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}], "system": "s"}) == [
+        ("system", "s"), ("user", "u"), ("assistant", "a")]
+
+
+def test_place_source_and_category_are_kept() -> None:
+    assert to_dialogue({"prompt": "p", "response": "r"}, "f:7", "f", "c") == Dialogue(
+        (Message("user", "p"), Message("assistant", "r")), "f", "f:7", "c")
+
+
+U, A = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize("row, reason", [
+    ({"prompt": "", "query": " ", "response": "r"}, "empty prompt"),
+    ({"instruction": None, "output": "r"}, "empty prompt"),
+    ({"prompt": "p", "response": " \n"}, "empty answer"),
+    ({"prompt": "p", "response": None}, "empty answer"),
+    ({"prompt": "p", "response": []}, "empty answer"),
+    ({"prompt": "p", "response": [None, "x"]}, "empty answer"),
+    ({"prompt": "p"}, "no answer: the field “response” is missing"),
+    ({"instruction": "p"}, "no answer: the field “output” is missing"),
+    ({"prompt": 3, "response": "r"}, "wrong type: “prompt” is not a text but a number"),
+    ({"prompt": "p", "response": {"a": 1}}, "wrong type: “response” is not a text but an object"),
+    ({"prompt": "p", "response": [3]}, "wrong type: “response” is not a text but a number"),
+    ({"prompt": "p", "response": "r", "system": ["s"]}, "wrong type: “system” is not a text but a list"),
+    ({"prompt": "p", "response": "r", "history": {"a": 1}}, "wrong type: “history” is not a list but an object"),
+    ({"prompt": "p", "response": "r", "history": [["a"]]}, "wrong type: “history” holds something that is no pair of texts"),
+    ({"prompt": "p", "response": "r", "history": [["a", ""]]}, "empty turn in the history"),
+    ({"messages": []}, "no assistant turn"),
+    ({"messages": [U]}, "no assistant turn"),
+    ({"messages": "x"}, "wrong type: the turns are not a list but a string"),
+    ({"messages": [U, "x"]}, "wrong type: turn 2 is not an object but a string"),
+    ({"messages": [{"content": "x"}]}, "wrong type: turn 1 has no “role”"),
+    ({"messages": [U, {"role": "tool", "content": "x"}, A]}, "unknown role: “tool”"),
+    ({"messages": [U, {"role": "assistant", "content": ""}]}, "empty answer: turn 2"),
+    ({"messages": [{"role": "user", "content": " "}, A]}, "empty prompt: turn 1"),
+    ({"messages": [U, {"role": "assistant", "content": None}]},
+     "wrong type: the content of turn 2 is not a text but nothing"),
+    ({"messages": [{"role": "user", "content": [{"type": "image"}]}, A]}, "content that is no text: turn 1"),
+    ({"messages": [U, {"role": "system", "content": "s"}, A]}, "system turn that is not the first"),
+    ({"messages": [U, {**A, "weight": 0}]}, "weight on a turn: turn 2: an answer is learned whole or not at all"),
+    ({"question": "q", "answer": "a"}, "unknown shape: keys found: question, answer"),
+    ({}, "unknown shape: keys found: none"),
+])
+def test_rows_that_are_refused(row: dict, reason: str) -> None:
+    with pytest.raises(BadRow) as caught:
+        to_dialogue(row, "a:1", "a")
+    assert caught.value.reason == reason
+
+
+def test_a_file_with_good_and_bad_rows(tmp_path: Path) -> None:
+    rows = [json.dumps(FIRST), "{oops", json.dumps({"messages": [U, {"role": "tool", "content": "x"}]}), "[1]",
+            json.dumps(SECOND)]
+    (tmp_path / "a.json").write_text("\n".join(rows))
+    ledger = Ledger()
+    found = list(read_dialogues("a.json", tmp_path, ledger, category="zh"))
+    assert [(dialogue.id, dialogue.source, dialogue.category) for dialogue in found] == [
+        ("a.json:1", "a.json", "zh"), ("a.json:5", "a.json", "zh")]
+    assert [item.where for item in ledger.quarantined] == ["a.json:2", "a.json:3", "a.json:4"]
+    ledger.check()
+    with pytest.raises(DataError, match="a.json:2"):
+        list(read_dialogues("a.json", tmp_path, Ledger(), strict=True))
+    (tmp_path / "b.json").write_text("\n".join(rows * 5))
+    with pytest.raises(DataError, match="15 of 25"):
+        list(read_dialogues("b.json", tmp_path, Ledger()))
+    assert len(list(read_dialogues("b.json", tmp_path, Ledger(), max_refused=0.6))) == 10
+
+
+YAML = """\
+categories:
+- greetings
+conversations:
+- - 早上好，你好吗?
+  - 我挺好的
+  - 那很好.
+- - What is the answer?
+  - 42
+  - Really?
+  - Yes
+- - Is it so?
+  - No
+  - ~
+  - x
+- just a string
+- - ""
+  - empty
+- - alone
+"""
+
+
+def test_conversations_in_yaml(tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_text(YAML, encoding="utf-8")
+    ledger = Ledger()
+    found = list(read_dialogues("a.yml", tmp_path, ledger))
+    assert [[message.content for message in dialogue.messages] for dialogue in found] == [
+        ["早上好，你好吗?", "我挺好的"], ["Is it so?", "No"]]
+    assert [message.role for message in found[0].messages] == ["user", "assistant"]
+    assert [dialogue.id for dialogue in found] == ["a.yml:4", "a.yml:11"]
+    assert [(item.where, item.reason) for item in ledger.quarantined] == [
+        ("a.yml:8", "a turn that is no text"), ("a.yml:13", "a turn that is no text"),
+        ("a.yml:15", "a conversation that is no list of turns"), ("a.yml:16", "empty turn")]
+    station = ledger.station("read:a.yml")
+    assert {reason: count.rows for reason, count in station.dropped.items() if count.rows} == {
+        "odd last turn": 3, "a turn that is no text": 2, "after a refused turn": 4, "empty turn": 1,
+        "joined into a dialogue": 2, "a conversation that is no list of turns": 1}
+    ledger.check()
+
+
+@pytest.mark.parametrize("data, reason", [
+    (b"conversations: [[a, b]", "bad YAML"), (b"conversations:\n- - \xff\n", "not UTF-8"),
+    (b"conversations: 3\n", "no list of “conversations”"), (b"- a\n", "no list of “conversations”"),
+    (b"conversations: [[a, b], \x00]", "bad YAML")])
+def test_broken_yaml_is_refused_with_its_place(tmp_path: Path, data: bytes, reason: str) -> None:
+    (tmp_path / "a.yml").write_bytes(data)
+    ledger = Ledger()
+    assert list(read_dialogues("a.yml", tmp_path, ledger)) == []
+    assert ledger.quarantined[0].where.startswith("a.yml:") and ledger.quarantined[0].reason.startswith(reason)
+    ledger.check()
+
+
+def test_yaml_constructs_nothing_and_anchors_balance(tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_text(
+        "conversations:\n- &x [question, answer]\n" + "- *x\n" * 20 + "- [!!python/object/apply:os.getcwd [], b]\n")
+    ledger = Ledger()
+    assert len(list(read_dialogues("a.yml", tmp_path, ledger))) == 21
+    assert ledger.quarantined[0].reason == "a turn that is no text"
+    ledger.check()
+
+
+def test_an_empty_yaml_file(tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_text("")
+    ledger = Ledger()
+    assert list(read_dialogues("a.yml", tmp_path, ledger)) == []
+    ledger.check()
+
+
+def test_dialogues_in_a_package(package: Path, ledger: Ledger) -> None:
+    found = list(read_dialogues("package:tinypackage/data/zh/c.yml", Path(), ledger))
+    assert [message.content for message in found[0].messages] == ["你好", "你好呀"]
+
+
+def test_plain_text_is_no_dialogue(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(ConfigError, match="not a file of dialogues"):
+        list(read_dialogues("a.txt", tmp_path, Ledger()))
+
+
+VALUE = st.recursive(st.one_of(st.none(), st.integers(), st.text(max_size=5)), lambda inner: st.one_of(
+    st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), inner, max_size=3)),
+    max_leaves=6)
+KEYS = ["messages", "conversations", "instruction", "input", "output", "prompt", "query", "response", "history", "system"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows=st.lists(st.dictionaries(st.sampled_from(KEYS), VALUE, max_size=5), max_size=6))
+def test_any_row_is_a_dialogue_or_is_refused_and_the_ledger_balances(tmp_path_factory, rows: list[dict]) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ledger = Ledger()
+    found = list(read_dialogues("rows.jsonl", folder, ledger))
+    ledger.check()
+    assert len(found) + len(ledger.quarantined) == len(rows)
+    for dialogue in found:
+        assert any(message.role == "assistant" for message in dialogue.messages)
+        assert all(message.content.strip() for message in dialogue.messages)

@@ -1,0 +1,55 @@
+"""What torchrun starts in `test_parallel.py`: several short trainings on a given number of processes, one launch.
+
+    torchrun --nproc-per-node 2 tests/train/ranks.py FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from small import SETTINGS, Poisoned, freeze_some, make_trainer, tiny_root
+
+from danlu.train.parallel import World, shard
+
+ONE_BY_ONE = SETTINGS.model_copy(update={"global_batch_size": 1, "max_steps": 4})
+
+
+def main(folder: Path) -> None:
+    """The trainings that the test compares with a single process's."""
+    torch.set_num_threads(1)
+    world = World.current("cpu")
+
+    def split(root):
+        return shard(root, world)
+
+    train(make_trainer(folder / "plain", SETTINGS, world, distribute=split))
+    train(make_trainer(folder / "half", SETTINGS, world, distribute=split), steps=4)
+    train(make_trainer(folder / "from-one", SETTINGS, world, distribute=split))
+    train(make_trainer(folder / "one-by-one", ONE_BY_ONE, world, distribute=split))
+    frozen = freeze_some(tiny_root(tied=False))
+    train(make_trainer(folder / "frozen", SETTINGS, world, root=frozen, distribute=split))
+    poisoned = Poisoned({3}, active=world.rank == world.size - 1)
+    train(make_trainer(folder / "poisoned", SETTINGS, world, distribute=split, objective=poisoned))
+    talk(folder, world)
+    world.close()
+
+
+def train(trainer, steps: int | None = None) -> None:
+    """Trains to the end, or for so many steps, and saves."""
+    for info in trainer.fit():
+        if info.step == steps:
+            break
+    trainer.save()
+
+
+def talk(folder: Path, world: World) -> None:
+    """What the ranks find when they exchange values."""
+    found = {"gather": world.gather({"rank": world.rank, "long": "x" * (1 + 50 * world.rank)}),
+             "sum": world.sum(0.1 + world.rank), "agree": world.agree(world.rank == 0), "all": world.agree(True),
+             "each": world.sum_each({f"only/{world.rank}": 1.0, "both": 2.0})}
+    (folder / f"talk-{world.rank}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

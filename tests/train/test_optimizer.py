@@ -1,0 +1,71 @@
+"""The optimizer is torch's AdamW with transformers' split of parameters, and it gives the same bits every time."""
+
+import pytest
+import torch
+from small import make_trainer, tiny_root, weights
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM, Trainer
+
+from danlu.core.errors import ConfigError
+from danlu.train.optimizer import OptimizerConfig, build_optimizer, decay_groups, set_learning_rate
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+         "intermediate_size": 24, "vocab_size": 20, "head_dim": 8}
+
+
+@pytest.mark.parametrize("model", [
+    Qwen3ForCausalLM(Qwen3Config(**SIZES, attention_bias=True)),
+    GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=20)),
+], ids=["qwen3", "gpt2"])
+def test_what_decays_is_what_decays_in_transformers(model: nn.Module) -> None:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    theirs = set(Trainer.get_decay_parameter_names(None, model)) & set(names.values())
+    decaying, plain = decay_groups(model)
+    assert {names[id(parameter)] for parameter in decaying} == theirs
+    assert {names[id(parameter)] for parameter in plain} == set(names.values()) - theirs
+
+
+def test_fifty_steps_are_those_of_torch() -> None:
+    """Against the plain, unfused AdamW in double precision; only the matrix decays."""
+    torch.manual_seed(0)
+    ours = nn.Linear(5, 3).double()
+    theirs = nn.Linear(5, 3).double()
+    theirs.load_state_dict(ours.state_dict())
+    config = OptimizerConfig(learning_rate=0.01, weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-6)
+    optimizer = build_optimizer(ours, config)
+    reference = torch.optim.AdamW([{"params": [theirs.weight], "weight_decay": 0.1},
+                                   {"params": [theirs.bias], "weight_decay": 0.0}],
+                                  lr=0.01, betas=(0.8, 0.95), eps=1e-6, fused=False, foreach=False)
+    for step in range(50):
+        rate = 0.01 * (1 - step / 50)
+        set_learning_rate(optimizer, rate)
+        set_learning_rate(reference, rate)
+        x = torch.randn(7, 5, dtype=torch.float64)
+        for model, each in ((ours, optimizer), (theirs, reference)):
+            each.zero_grad()
+            model(x).square().sum().backward()
+            each.step()
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(ours.bias, theirs.bias, rtol=1e-12, atol=1e-14)
+
+
+def test_frozen_parameters_are_left_out_and_tied_ones_come_once() -> None:
+    root = tiny_root(tied=True)
+    decaying, plain = decay_groups(root)
+    assert len({id(parameter) for parameter in decaying + plain}) == len(decaying + plain) == len(weights(root))
+    for parameter in root.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(ConfigError, match="no trainable"):
+        build_optimizer(root, OptimizerConfig())
+    next(root.parameters()).requires_grad_(True)
+    assert len(build_optimizer(root, OptimizerConfig()).param_groups) == 1
+
+
+def test_the_same_training_gives_the_same_bits(tmp_path) -> None:
+    torch.set_num_threads(1)
+    results = []
+    for name in ("first", "second"):
+        trainer = make_trainer(tmp_path / name)
+        list(trainer.fit())
+        results.append(weights(trainer.root))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
