@@ -18,6 +18,7 @@ from danlu.core.errors import ConfigError, DanluError
 if TYPE_CHECKING:
     from rich.console import Console
 
+PIPE_WIDTH = 140
 EXIT_ERROR, EXIT_DAMAGED, EXIT_STOPPED = 2, 1, 130
 
 
@@ -58,9 +59,11 @@ def _errors() -> "Console":
 
 
 def _console() -> "Console":
+    """The console; where the output is no terminal its tables are not cut at 80 characters."""
     from rich.console import Console
 
-    return Console()
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=PIPE_WIDTH)
 
 
 def _print_error(error: DanluError) -> None:
@@ -121,16 +124,20 @@ def plan_command(recipe: RecipePath, overrides: Overrides = None, runs: Runs = P
 
 @app.command()
 def inspect(recipe: RecipePath, step: Annotated[str, typer.Argument(metavar="STEP", help="A step of the recipe.")],
-            overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+            overrides: Overrides = None, runs: Runs = Path("runs"),
+            number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many examples to show.")] = 3,
+            at: Annotated[int, typer.Option("--at", min=0, help="Of which optimizer step, counted from 0.")] = 0,
+            model: Annotated[str | None, typer.Option(help="A model's step or folder: adds −log₂ p of every token.")]
+            = None) -> None:
     """Show what a step trains on, token by token, exactly as the trainer would get it.
 
-    [bold]Example:[/] danlu inspect recipes/quickstart.yaml chat
+    [bold]Example:[/] danlu inspect recipes/quickstart.yaml chat --model runs/quickstart/chat
     """
     from danlu.pipeline.inspect import inspect_step
     from danlu.pipeline.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides or ())
-    inspect_step(loaded, loaded.step(step).name, _console(), runs=runs)
+    inspect_step(loaded, step, _console(), runs=runs, number=number, at=at, model=model)
 
 
 @app.command()

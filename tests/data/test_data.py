@@ -47,7 +47,7 @@ def test_columns_and_plain_weights(tmp_path: Path) -> None:
 def test_a_cut_file_is_refused_by_name(tmp_path: Path) -> None:
     write_examples(tmp_path, random_examples(1, 5), VOCAB)
     (tmp_path / "tokens.bin").write_bytes((tmp_path / "tokens.bin").read_bytes()[:-2])
-    with pytest.raises(DataError, match="tokens.bin"):
+    with pytest.raises(DataError, match=r"tokens\.bin"):
         ExampleStore(tmp_path)
 
 

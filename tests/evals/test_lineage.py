@@ -9,17 +9,19 @@ from danlu.core.artifact import fresh_folder, publish
 from danlu.core.errors import DataError
 from danlu.core.ledger import Ledger
 from danlu.evals.figures import Curve
-from danlu.evals.lineage import figures_in_words, loss_curves, trace
+from danlu.evals.lineage import figures_in_words, loss_curves, trace, trained_context
 
 
-def artifact(root: Path, step: str, kind: str, parents: dict[str, str], ledger: Ledger | None = None) -> Path:
+def artifact(root: Path, step: str, kind: str, parents: dict[str, str], ledger: Ledger | None = None,
+             **settings: int) -> Path:
     fingerprint = (step.encode().hex() + "0" * 64)[:64]
     work = fresh_folder(root / step / ".work")
     (work / "data.txt").write_text(step)
     if ledger:
         ledger.save(work)
-    publish(work, root / step / fingerprint[:8], kind=kind, fingerprint=fingerprint, parents=parents, config={},
-            metrics={"num_rows": 1234, "loss": 2.34567, "name": "x", "good": True}, code="test")
+    publish(work, root / step / fingerprint[:8], kind=kind, fingerprint=fingerprint, parents=parents,
+            config={"settings": settings}, code="test",
+            metrics={"num_rows": 1234, "loss": 2.34567, "name": "x", "good": True})
     return root / step / fingerprint[:8]
 
 
@@ -53,6 +55,14 @@ def test_a_folder_of_the_same_name_but_another_fingerprint_is_no_parent(tmp_path
     assert [step.step for step in trace([base])[0]] == ["base"]
 
 
+def test_the_trained_context_is_the_least_of_the_line(tmp_path: Path) -> None:
+    corpus = artifact(tmp_path, "corpus", "corpus", {})
+    base = artifact(tmp_path, "base", "model", {"corpus": fingerprint(corpus)}, cutoff_len=256)
+    chat = artifact(tmp_path, "chat", "model", {"base": fingerprint(base)}, cutoff_len=512)
+    assert trained_context(chat) == trained_context(base) == 256
+    assert trained_context(corpus) is None and trained_context(tmp_path) is None
+
+
 def test_figures_are_numbers_only() -> None:
     assert figures_in_words({"a": None, "b": [1], "c": {"d": 1}, "e": False}) == ""
     assert figures_in_words({f"n{number}": number for number in range(20)}).count("·") == 5
@@ -63,7 +73,8 @@ def test_curves(tmp_path: Path) -> None:
     log = tmp_path / "trainer_log.jsonl"
     log.write_text('{"step": 1, "loss": 4.5, "loss/zh": 9}\n{"step": 2, "loss": null}\n{"step": 2, "eval_loss": 4.0}\n'
                    '{"step": 3, "loss": 3.5}\n')
-    assert loss_curves("m", tmp_path) == [Curve("m", "training", [1, 3], [4.5, 3.5]), Curve("m", "held out", [2], [4.0])]
+    assert loss_curves("m", tmp_path) == [Curve("m", "training", [1, 3], [4.5, 3.5]),
+                                          Curve("m", "held out", [2], [4.0])]
     log.write_text('{"step": 1, "loss": 4.5}\nnot json\n')
     with pytest.raises(DataError, match=r"trainer_log.jsonl:2"):
         loss_curves("m", tmp_path)

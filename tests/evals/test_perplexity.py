@@ -78,13 +78,28 @@ def test_a_model_that_knows_nothing_needs_log2_of_its_vocabulary_per_token() -> 
     with torch.no_grad():
         weight.zero_()
     try:
-        scores = score_documents(loaded.root, loaded.tokenizer, [Document("花落知多少 <|end|> 12", "s", "1")], context=16)
+        document = Document("花落知多少 <|end|> 12", "s", "1")
+        scores = score_documents(loaded.root, loaded.tokenizer, [document], context=16)
     finally:
         with torch.no_grad():
             weight.copy_(kept)
     # what looks like a special token is scored as the text that it is
     assert scores[0].num_tokens > len("<|end|>") and scores[0].exact
     assert scores[0].bits == pytest.approx(scores[0].num_tokens * math.log2(len(weight)), rel=1e-6)
+
+
+def test_numbers_that_are_not_finite_are_no_result() -> None:
+    loaded = tiny_loaded()
+    weight = loaded.lm.model.norm.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(math.nan)
+    try:
+        with pytest.raises(DataError, match="d7: the model gives this text no probability"):
+            score_documents(loaded.root, loaded.tokenizer, [Document("花落", "s", "d7")], context=16)
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
 
 
 def test_totals() -> None:

@@ -32,14 +32,15 @@ EMPTY = {"rows": 0, "bytes": 0, "tokens": 0}
 def report() -> Report:
     bits = [BitsRow(category, system, kind, value, *interval, 150_000, 12)
             for category in ("en", "zh")
-            for system, kind, value, interval in (("base", "model", 1.5, (1.4, 1.6)), ("chat", "model", 1.75, (1.6, 1.9)),
+            for system, kind, value, interval in (("base", "model", 1.5, (1.4, 1.6)),
+                                                  ("chat", "model", 1.75, (1.6, 1.9)),
                                                   ("n-gram", "baseline", 2.25, (2.0, 2.5)),
                                                   ("gzip -9", "baseline", 3.125, (None, None)))]
     skills = [SkillRow(task, model, value, value / 2, (1 + value) / 2, 20)
               for task in ("copy", "add") for model, value in (("base", 0.0), ("chat", 0.75))]
     return Report(
         title="quickstart · report", fingerprint="ab" * 32,
-        models=[ModelEntry("base", "12" * 32, 4_700_000, 4096, 512), ModelEntry("chat", "34" * 32, 4_700_000, 4096, 512)],
+        models=[ModelEntry(name, mark * 32, 4_700_000, 4096, 512) for name, mark in (("base", "12"), ("chat", "34"))],
         bits=bits, skills=skills,
         samples=[Sample("copy", EVIL, EVIL, [Answered("base", EVIL, False), Answered("chat", "", True)])],
         free=[Sample("", "你是谁？", "", [Answered("base", "春眠", None)])],
@@ -124,8 +125,8 @@ def test_what_was_not_measured_is_not_there(tmp_path: Path, parts: dict) -> None
 def test_the_forms_agree(tmp_path: Path) -> None:
     write_report(report(), tmp_path)
     data = json.loads((tmp_path / "report.json").read_text("utf-8"))
-    assert data["bits"][0] == {"category": "en", "system": "base", "kind": "model", "value": 1.5, "low": 1.4, "high": 1.6,
-                               "num_bytes": 150_000, "num_documents": 12}
+    assert data["bits"][0] == {"category": "en", "system": "base", "kind": "model", "value": 1.5, "low": 1.4,
+                               "high": 1.6, "num_bytes": 150_000, "num_documents": 12}
     assert data["samples"][0]["answers"][0]["text"] == EVIL, "the data keep every character"
     text = (tmp_path / "report.md").read_text("utf-8")
     page = Reader((tmp_path / "report.html").read_text("utf-8")).text

@@ -16,13 +16,24 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from harness import Failed, Kill, die, die_after, die_before, differences, flip_byte, patch, run, run_until_done, seconds
+from harness import (
+    Failed,
+    Kill,
+    die,
+    die_after,
+    die_before,
+    differences,
+    flip_byte,
+    patch,
+    run,
+    run_until_done,
+    seconds,
+)
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from danlu.core import artifact
@@ -121,8 +132,10 @@ def half_line_then_die(nth: int) -> Callable[[], None]:
 
 def renamed_then_die(nth: int) -> Callable[[], None]:
     """Dies in the middle of a removal, when the folder has lost its name and not yet its files."""
-    return die_before(checkpoint.shutil, "rmtree", nth,
-                      lambda path, *args, **kwargs: Path(path).name.startswith(checkpoint.REMOVING) and Path(path).exists())
+    def in_removal(path: Path, *args: Any, **kwargs: Any) -> bool:
+        return Path(path).name.startswith(checkpoint.REMOVING) and Path(path).exists()
+
+    return die_before(checkpoint.shutil, "rmtree", nth, in_removal)
 
 
 def published(source: Any, target: Any, *args: Any, **kwargs: Any) -> bool:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from small_models import CONFIGS, make_root
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from danlu.core.errors import DataError
@@ -65,6 +66,19 @@ def test_other_architectures(model: LlamaForCausalLM) -> None:
                               strict=True):
         assert len(answer.tokens) == 8 and not answer.stopped
         assert torch.allclose(torch.tensor(answer.logprobs), full_logprobs(other, prompt, answer.tokens), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_padding_and_cache_are_right_for_every_kind(kind: str) -> None:
+    other = make_root(kind, torch.float32).lm
+    before = other.config._attn_implementation
+    some = [[token % 90 for token in prompt] for prompt in prompts()]
+    for prompt, answer in zip(some, generate(other, some, max_new_tokens=8, stop_ids=[7, 11], pad_id=PAD),
+                              strict=True):
+        with use_plain_attention(other):
+            expected = full_logprobs(other, prompt, answer.tokens)
+        assert torch.allclose(torch.tensor(answer.logprobs), expected, atol=2e-5)
+    assert other.config._attn_implementation == before
 
 
 def test_samples_depend_on_their_own_seed_alone(model: LlamaForCausalLM) -> None:

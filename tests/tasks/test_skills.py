@@ -76,8 +76,10 @@ def test_splits_share_nothing_and_prompts_never_repeat(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["copy", "add", "numerals", "skills"])
 def test_a_problem_stays_on_its_side_for_every_seed(name: str) -> None:
-    train = {prompt.messages[0].content for seed in range(3) for prompt in TASKS[name].prompts("train", seed, 800)}
-    heldout = {prompt.messages[0].content for seed in range(3, 6) for prompt in TASKS[name].prompts("heldout", seed, 800)}
+    def asked(split: str, seeds: range) -> set[str]:
+        return {prompt.messages[0].content for seed in seeds for prompt in TASKS[name].prompts(split, seed, 800)}
+
+    train, heldout = asked("train", range(3)), asked("heldout", range(3, 6))
     assert not train & heldout
 
 

@@ -16,7 +16,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "sub").mkdir()
     (folder / "__init__.py").write_text('"""The package.\n\n    Indented."""\nraise RuntimeError("imported")\n')
     (folder / "tool.py").write_text(
-        'class A:\n    """About A."""\n    def f(self):\n        """About f."""\n        def g():\n            "About g."\n'
+        'class A:\n    """About A."""\n    def f(self):\n        """About f."""\n'
+        '        def g():\n            "About g."\n'
         'async def h():\n    """About h: 好."""\n')
     (folder / "silent.py").write_text("x = 1\n")
     (folder / "sub" / "__init__.py").write_text('"""Below."""\n')

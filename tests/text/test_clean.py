@@ -28,7 +28,8 @@ def test_nfkc_makes_full_width_plain() -> None:
     assert normalize("１２Ａ，", "NFKC") == "12A,"
 
 
-ODD = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \t\r\n\u200b\u0301e\u3000\ufeff\u2028\x85\xa0")))
+MARKS = " \t\r\n\u200b\u0301e\u3000\ufeff\u2028\x85\xa0"
+ODD = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(MARKS)))
 
 
 @given(text=ODD, form=st.sampled_from(["NFC", "NFKC"]))
@@ -66,7 +67,8 @@ def test_documents_are_counted(ledger: Ledger) -> None:
     texts = ["a\r\nb", "", "好\n", "e\u0301", "\u0958"]  # the last one grows when it is composed
     documents = [Document(text, "s", str(n), "c") for n, text in enumerate(texts)]
     kept = list(clean_documents(iter(documents), CleanConfig(), ledger))
-    assert [(document.text, document.id) for document in kept] == [("a\nb", "0"), ("好", "2"), ("é", "3"), ("\u0915\u093c", "4")]
+    assert [(document.text, document.id) for document in kept] == [
+        ("a\nb", "0"), ("好", "2"), ("é", "3"), ("\u0915\u093c", "4")]
     ledger.check()
     station = ledger.station("clean")
     assert station.came.rows == 5 and station.went.rows == 4

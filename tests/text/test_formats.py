@@ -17,7 +17,8 @@ def turns(row: dict) -> list[tuple[str, str]]:
     return [(message.role, message.content) for message in to_dialogue(row, "a:1", "a").messages]
 
 
-FIRST = {"prompt": "你是谁", "query": "请用简洁语言回答", "response": "我是AI助手豆包", "history": None, "system": "通用模式"}
+FIRST = {"prompt": "你是谁", "query": "请用简洁语言回答", "response": "我是AI助手豆包", "history": None,
+         "system": "通用模式"}
 SECOND = {"prompt": "今天星期几", "query": "", "response": "今天星期五", "history": [["昨天星期几", "昨天星期四"]],
           "system": None}
 
@@ -25,7 +26,8 @@ SECOND = {"prompt": "今天星期几", "query": "", "response": "今天星期五
 def test_two_records_of_prompt_query_response_history_system() -> None:
     assert construct(FIRST) == ("你是谁\n请用简洁语言回答", "我是AI助手豆包", None, "通用模式")
     assert construct(SECOND) == ("今天星期几", "今天星期五", [("昨天星期几", "昨天星期四")], None)
-    assert turns(FIRST) == [("system", "通用模式"), ("user", "你是谁\n请用简洁语言回答"), ("assistant", "我是AI助手豆包")]
+    assert turns(FIRST) == [("system", "通用模式"), ("user", "你是谁\n请用简洁语言回答"),
+                            ("assistant", "我是AI助手豆包")]
     assert turns(SECOND) == [("user", "昨天星期几"), ("assistant", "昨天星期四"), ("user", "今天星期几"),
                              ("assistant", "今天星期五")]
 
@@ -49,16 +51,18 @@ def test_alpaca() -> None:
     row = {"instruction": "译成英语", "input": "你好", "output": "Hello"}
     assert turns(row) == [("user", "译成英语\n你好"), ("assistant", "Hello")]
     assert turns({**row, "input": ""})[0] == ("user", "译成英语")
-    assert turns({**row, "system": "S", "history": [("a", "b")]})[:3] == [("system", "S"), ("user", "a"), ("assistant", "b")]
+    assert turns({**row, "system": "S", "history": [("a", "b")]})[:3] == [
+        ("system", "S"), ("user", "a"), ("assistant", "b")]
 
 
 def test_messages() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "value": "b"}]
     row = {"messages": [{"role": "System", "content": "s"}, {"role": "USER", "content": "u"},
-                        {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "text", "value": "b"}]},
+                        {"role": "assistant", "content": parts},
                         {"role": "human", "content": "v"}, {"role": "gpt", "content": "c"}]}
     assert turns(row) == [("system", "s"), ("user", "u"), ("assistant", "ab"), ("user", "v"), ("assistant", "c")]
-    assert turns({"conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}], "system": "s"}) == [
-        ("system", "s"), ("user", "u"), ("assistant", "a")]
+    row = {"conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}], "system": "s"}
+    assert turns(row) == [("system", "s"), ("user", "u"), ("assistant", "a")]
 
 
 def test_place_source_and_category_are_kept() -> None:
@@ -83,7 +87,8 @@ U, A = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
     ({"prompt": "p", "response": [3]}, "wrong type: “response” is not a text but a number"),
     ({"prompt": "p", "response": "r", "system": ["s"]}, "wrong type: “system” is not a text but a list"),
     ({"prompt": "p", "response": "r", "history": {"a": 1}}, "wrong type: “history” is not a list but an object"),
-    ({"prompt": "p", "response": "r", "history": [["a"]]}, "wrong type: “history” holds something that is no pair of texts"),
+    ({"prompt": "p", "response": "r", "history": [["a"]]},
+     "wrong type: “history” holds something that is no pair of texts"),
     ({"prompt": "p", "response": "r", "history": [["a", ""]]}, "empty turn in the history"),
     ({"messages": []}, "no assistant turn"),
     ({"messages": [U]}, "no assistant turn"),
@@ -117,7 +122,7 @@ def test_a_file_with_good_and_bad_rows(tmp_path: Path) -> None:
         ("a.json:1", "a.json", "zh"), ("a.json:5", "a.json", "zh")]
     assert [item.where for item in ledger.quarantined] == ["a.json:2", "a.json:3", "a.json:4"]
     ledger.check()
-    with pytest.raises(DataError, match="a.json:2"):
+    with pytest.raises(DataError, match=r"a.json:2"):
         list(read_dialogues("a.json", tmp_path, Ledger(), strict=True))
     (tmp_path / "b.json").write_text("\n".join(rows * 5))
     with pytest.raises(DataError, match="15 of 25"):
@@ -204,10 +209,11 @@ def test_plain_text_is_no_dialogue(tmp_path: Path) -> None:
         list(read_dialogues("a.txt", tmp_path, Ledger()))
 
 
+PARTS = ["role", "content", "from", "value"]
 VALUE = st.recursive(st.one_of(st.none(), st.integers(), st.text(max_size=5)), lambda inner: st.one_of(
-    st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["role", "content", "from", "value"]), inner, max_size=3)),
-    max_leaves=6)
-KEYS = ["messages", "conversations", "instruction", "input", "output", "prompt", "query", "response", "history", "system"]
+    st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(PARTS), inner, max_size=3)), max_leaves=6)
+KEYS = ["messages", "conversations", "instruction", "input", "output", "prompt", "query", "response", "history",
+        "system"]
 
 
 @settings(max_examples=300, deadline=None)

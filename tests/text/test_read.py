@@ -106,7 +106,7 @@ def test_an_object_that_is_no_title_map_is_told_what_it_lacks(tmp_path: Path) ->
 
 def test_strict_makes_the_first_bad_row_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"txt": "y"}\n')
-    with pytest.raises(DataError, match="a.jsonl:2: no field “text”"):
+    with pytest.raises(DataError, match=r"a.jsonl:2: no field “text”"):
         list(read_documents(SourceConfig(path="a.jsonl"), tmp_path, Ledger(), strict=True))
 
 
@@ -118,7 +118,8 @@ def test_max_refused_is_a_setting(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_read_in_sorted_order(tmp_path: Path) -> None:
-    for name, text in (("d/b.jsonl", '{"text": "B"}'), ("d/a.txt", "A"), ("d/z/c.csv", "text\nC\n"), ("d/n.yml", "x: 1")):
+    files = {"d/b.jsonl": '{"text": "B"}', "d/a.txt": "A", "d/z/c.csv": "text\nC\n", "d/n.yml": "x: 1"}
+    for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     documents = list(read_documents(SourceConfig(path="d"), tmp_path, Ledger()))

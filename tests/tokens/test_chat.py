@@ -13,7 +13,8 @@ from danlu.tokens.encode import weights_from_spans
 from tokens.samples import BRACKETS, CHATML, GOOD, NO_END, THINKING, make_tokenizer, talk
 
 DIALOGUES = [talk("Hi?", "Hello."), talk("Hi?", "Hello.", "More?", "Enough 你好 🙂."),
-             talk("  a \n", " b\n", "c\t", "d "), talk("Hi?", "Hello.", system="Be kind."), talk("Hi?", "Hello.", "And?")]
+             talk("  a \n", " b\n", "c\t", "d "), talk("Hi?", "Hello.", system="Be kind."),
+             talk("Hi?", "Hello.", "And?")]
 
 
 @pytest.fixture(scope="module")

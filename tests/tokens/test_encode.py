@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Dialogue, Document, Message
 from danlu.tokens.encode import Encoder, keep_turns, pieces, split_turns, weights_from_spans
-from tokens.samples import BRACKETS, CHATML, HEADERS, NO_END, make_tokenizer, make_words, talk
+from tokens.samples import BRACKETS, CHATML, HEADERS, NO_END, TEXT, make_tokenizer, make_words, talk
 
 # Dialogues whose words are their ids: <s> question answer </s>
 PAIR = "{{ bos_token }}{% for m in messages %}{{ ' ' + m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}\
@@ -330,8 +332,6 @@ def test_check_refuses_a_vocabulary_that_loses_text():
 
 
 def test_a_bos_that_the_tokenizer_would_add_is_not_added(folder):
-    from tokenizers import processors
-
     tokenizer = make_tokenizer(folder, HEADERS, "<|eot_id|>")
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[
         ("<s>", tokenizer.bos_token_id)])
@@ -340,3 +340,21 @@ def test_a_bos_that_the_tokenizer_would_add_is_not_added(folder):
     encoder.check()
     [example] = encoder.dialogue(dialogue("Hi?", "Hello."), Ledger())
     assert example.branches[0].tokens.tolist().count(tokenizer.bos_token_id) == 1
+
+
+def test_a_tokenizer_that_writes_spaces_as_marks_learns_the_answer_and_its_end():
+    backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                         decoders.Strip(" ", 1, 0)])
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    backend.train_from_iterator([TEXT], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = BRACKETS
+    encoder = Encoder(tokenizer, 400)
+    assert not encoder.codec.can_cut
+    [example] = encoder.dialogue(dialogue("What is France?", "The answer is Paris.", "why?", "say </s> why"), Ledger())
+    branch = example.branches[0]
+    learned = encoder.codec.decode(branch.tokens[branch.weights > 0])
+    assert "".join(learned.split()) == "TheanswerisParis.</s>say</s>why</s>"
+    assert branch.tokens[0] == tokenizer.bos_token_id

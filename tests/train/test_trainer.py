@@ -1,8 +1,10 @@
 """The trainer: steps, evaluations, best weights, early stops, memory, signals, and going on after any of them."""
 
 import os
+import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
 from small import SETTINGS, Poisoned, make_trainer, ragged_examples, tiny_root, weights
@@ -262,13 +264,16 @@ def test_the_model_is_in_training_mode_at_every_update(tmp_path, monkeypatch) ->
     modes = []
     trainer = make_trainer(tmp_path / "out", settings(eval_steps=1), evaluate=evaluations(*range(8)))
     update = step_module.update
-    monkeypatch.setattr(step_module, "update", lambda optimizer: (modes.append(trainer.root.training), update(optimizer)))
+
+    def watched(optimizer: torch.optim.Optimizer) -> None:
+        modes.append(trainer.root.training)
+        update(optimizer)
+    monkeypatch.setattr(step_module, "update", watched)
     list(trainer.fit())
     assert modes == [True] * 8
 
 
 def test_the_chain_knows_order_and_content() -> None:
-    import numpy as np
     chains = {chained("", np.array([1, 2])), chained("", np.array([2, 1])), chained("x", np.array([1, 2])),
               chained(chained("", np.array([1])), np.array([2]))}
     assert len(chains) == 4
@@ -281,7 +286,8 @@ def test_names_of_many_examples_are_few() -> None:
 
 
 def test_evaluations_count_as_settings_only_where_they_decide() -> None:
-    assert result_settings(settings(eval_steps=5)) == result_settings(settings(eval_steps=7)) == result_settings(SETTINGS)
+    for steps in (5, 7):
+        assert result_settings(settings(eval_steps=steps)) == result_settings(SETTINGS)
     deciding = [settings(eval_steps=steps, load_best_model_at_end=True) for steps in (5, 7)]
     assert result_settings(deciding[0]) != result_settings(deciding[1])
     free = settings(save_steps=3, logging_steps=9, micro_batch_tokens=7, save_total_limit=5, plot_loss=True)
@@ -302,13 +308,20 @@ def test_settings_that_cannot_be_meant_are_refused(values: dict, said: str) -> N
         read_config(TrainSettings, values, lambda path: "recipe.yaml:1")
 
 
+def test_a_disk_without_room_for_a_checkpoint_is_said_at_the_start(tmp_path, monkeypatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DataError, match="MiB free"):
+        next(make_trainer(tmp_path / "out", settings(save_steps=5)).fit())
+    assert len(list(make_trainer(tmp_path / "none", settings(save_steps=8)).fit())) == 8  # it saves nothing
+
+
 def test_eval_steps_without_anything_to_evaluate_on_are_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="nothing to evaluate on"):
         make_trainer(tmp_path / "out", settings(eval_steps=2))
 
 
 def test_batches_by_tokens(tmp_path) -> None:
-    by_tokens = settings(global_batch_tokens=60, global_batch_size=SETTINGS.global_batch_size) if False else \
-        TrainSettings(max_steps=3, global_batch_tokens=60, plot_loss=False)
+    by_tokens = TrainSettings(max_steps=3, global_batch_tokens=60, plot_loss=False)
     infos = list(make_trainer(tmp_path / "out", by_tokens).fit())
     assert all(info.num_tokens <= 60 for info in infos)

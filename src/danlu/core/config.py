@@ -89,6 +89,8 @@ def _explain(cls: type[Config], item: Any, place: Place) -> str:
     if item["type"] == "missing":
         return f"{place(path[:-1])}: the key “{key}” is missing."
     message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if not path:  # about several keys together
+        return f"{place(path)}: {message}."
     return f"{place(path)}: “{key}” is {item['input']!r}: {message[0].lower()}{message[1:]}."
 
 

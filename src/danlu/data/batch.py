@@ -86,7 +86,8 @@ class Batch:
 
     def without_targets(self) -> "Batch":
         """The same tokens with nothing to learn: what a rank computes while others still have work."""
-        none: dict[str, Any] = {item.name: getattr(self, item.name)[:0] for item in fields(self) if item.name.startswith("site_")}
+        none: dict[str, Any] = {item.name: getattr(self, item.name)[:0] for item in fields(self)
+                                if item.name.startswith("site_")}
         return replace(self, columns={name: column[:0] for name, column in self.columns.items()}, num_tokens=0, **none)
 
     def sum_per_branch(self, values_S: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ class Question:
 
     @property
     def messages(self) -> tuple[Message, ...]:
+        """What is asked."""
         return self.prompt.messages
 
     @property

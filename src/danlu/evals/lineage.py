@@ -57,6 +57,20 @@ def _artifact_of(folder: Path, fingerprint: str) -> Path | None:
     return None
 
 
+def trained_context(folder: Path) -> int | None:
+    """How many tokens at a time a model learned from: the least `cutoff_len` in its making; None where nothing tells.
+
+    Beyond it a model reads positions that it never saw, whatever its config allows.
+    """
+    if not (folder / MANIFEST).is_file():
+        return None
+    manifest = read_manifest(folder)
+    parents = [_artifact_of(folder, parent) for parent in manifest["parents"].values()]
+    found = [trained_context(parent) for parent in parents if parent is not None]
+    found.append(manifest["config"].get("settings", {}).get("cutoff_len"))
+    return min((length for length in found if length is not None), default=None)
+
+
 def figures_in_words(metrics: Mapping[str, Any]) -> str:
     """The first few numbers of an artifact's metrics: `num_tokens 1,234 · loss 2.345`."""
     told = []

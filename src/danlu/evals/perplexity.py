@@ -109,7 +109,7 @@ def score_documents(root: Root, tokenizer: Any, documents: Sequence[Document], *
                     progress: Callable[[float], None] = lambda share: None) -> list[DocumentScore]:
     """Scores every token of every document; `stride` is half the context where it is not given.
 
-    `progress` hears what share of the work is done.
+    `progress` hears what share of the work is done. Raises DataError where a model's numbers are not finite.
     """
     stride = stride or max(1, context // 2)
     device = next(root.parameters()).device
@@ -131,6 +131,9 @@ def score_documents(root: Root, tokenizer: Any, documents: Sequence[Document], *
             place += len(group)
             done += batch.num_tokens
             progress(done / total_tokens)
+    for document, total in zip(documents, bits, strict=True):
+        if not math.isfinite(total):
+            raise DataError("the model gives this text no probability (its numbers are not finite)", where=document.id)
     return [DocumentScore(document.id, len(document.text.encode()), len(tokens), float(total),
                           codec.decode(tokens) == document.text)
             for document, tokens, total in zip(documents, encoded, bits, strict=True)]

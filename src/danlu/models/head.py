@@ -141,7 +141,7 @@ class _WeightedSum(torch.autograd.Function):
         needs_h, needs_w = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
         found, *grads = head.run(h_SD, y_S, c_S if needs_h or needs_w else None, needs_w)
         ctx.grads = grads  # type: ignore[attr-defined]
-        ctx.mark_non_differentiable(found.logprobs_S)  # type: ignore[attr-defined]
+        ctx.mark_non_differentiable(found.logprobs_S)
         return (found.logprobs_S.double() * c_S.double()).sum().to(found.logprobs_S.dtype), found.logprobs_S
 
     @staticmethod
@@ -175,13 +175,13 @@ class _Logprobs(torch.autograd.Function):
 
 
 def weighted_sum(h_SD: Tensor, weight_VD: Tensor, y_S: Tensor, c_S: Tensor, *, workspace: Workspace,
-                 bias_V: Tensor | None = None, shape: Shape = Shape()) -> tuple[Tensor, Tensor]:  # noqa: B008
+                 bias_V: Tensor | None = None, shape: Shape = Shape()) -> tuple[Tensor, Tensor]:
     """(Σ c_s·log p(y_s), differentiable; log p(y_s) [S], detached). h [S, D], weight [V, D], y int64 [S], c [S]."""
     return _WeightedSum.apply(h_SD, weight_VD, bias_V, y_S, c_S, _Pass(weight_VD, bias_V, shape, workspace))
 
 
 def logprobs(h_SD: Tensor, weight_VD: Tensor, y_S: Tensor, *, workspace: Workspace, bias_V: Tensor | None = None,
-             shape: Shape = Shape(), statistics: bool = False) -> SiteStatistics:  # noqa: B008
+             shape: Shape = Shape(), statistics: bool = False) -> SiteStatistics:
     """log p(y_s) for each site in nats, differentiable; with `statistics` also entropy and arg max, detached."""
     head = _Pass(weight_VD, bias_V, shape, workspace, statistics)
     return SiteStatistics(*_Logprobs.apply(h_SD, weight_VD, bias_V, y_S, head))

@@ -51,7 +51,6 @@ def load_tokenizer(source: str | Path) -> Any:
 def load_model(source: str | Path, *, tokenizer: str | Path | None = None, device: torch.device | str = "cpu",
                dtype: torch.dtype = torch.float32, adapters: AdapterConfig | None = None, seed: int = 0) -> Loaded:
     """Opens a checkpoint (folder or hub id) with its tokenizer, in `dtype`, probed; with adapters where asked."""
-    transformers_logging.disable_progress_bar()
     try:
         lm = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
@@ -98,6 +97,7 @@ def new_config(architecture: Mapping[str, Any], tokenizer: Any | None, vocab_siz
 
 def _ready(lm: PreTrainedModel, tokenizer_folder: str, device: torch.device | str, adapters: AdapterConfig | None,
            seed: int) -> Loaded:
+    transformers_logging.disable_progress_bar()  # danlu has its own
     tokenizer = load_tokenizer(tokenizer_folder)
     rows = int(lm.get_input_embeddings().weight.size(0))  # type: ignore[operator]
     if len(tokenizer) > rows:

@@ -21,7 +21,7 @@ from danlu.core.examples import Example
 from danlu.core.ledger import Ledger
 from danlu.core.records import Dialogue, Document
 from danlu.data.store import ExampleStore, write_examples
-from danlu.pipeline.context import Context
+from danlu.pipeline.context import DOCSTRINGS, FILES, Context
 
 SCHEMA = 1
 Record = Document | Dialogue
@@ -92,6 +92,9 @@ def prepare(context: Context, recipe: Recipe) -> Prepared:
 def _write(context: Context, recipe: Recipe, final: Path, key: str, parents: dict[str, str]) -> None:
     work = fresh_folder(final.with_name(f".work-{final.name}"))
     ledger, held_out_ledger = Ledger(), Ledger()
+    for text, item in context.inputs.items():
+        if item.kind in (FILES, DOCSTRINGS) and not item.produces:
+            ledger.station(f"read:{text}")  # first on the road, though a lazy reader asks for it last
     train, held_out = recipe.read(ledger)
     counts = {}
     with context.progress("preparing examples") as bar:

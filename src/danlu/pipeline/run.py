@@ -139,13 +139,15 @@ class _Runner:
         step = planned.step
         reused = self.world.agree(planned.artifact is not None or not self.world.is_main)  # the main one decides
         self.console.rule(f"{step.name} ({step.stage})", align="left", style="dim")
-        self.console.print(f"{'reused' if reused else 'runs'}: {planned.reason}", markup=False, highlight=False)
+        self.console.print(f"{'reused' if reused else 'runs'}: {planned.reason}", markup=False, highlight=False,
+                           soft_wrap=True)
         if reused:
             artifact = open_artifact(planned.folder)
         else:
             started = time.monotonic()
             artifact = self.make(planned)
-            self.console.print(_summary(artifact.metrics, time.monotonic() - started), markup=False, highlight=False)
+            self.console.print(_summary(artifact.metrics, time.monotonic() - started), markup=False, highlight=False,
+                               soft_wrap=True)
         if self.world.is_main:
             _point(planned.folder)
         return artifact

@@ -127,10 +127,10 @@ def forecast_training(settings: Any, inputs: Mapping[str, Input], config: Any, *
     for text in settings.datasets():
         item = inputs[text]
         facts = item.forecast.facts if item.forecast else {}
-        if item.artifact is not None and "train_bytes" in item.artifact.metrics:
-            data_bytes += item.artifact.metrics["train_bytes"]
-        elif "train_bytes" in facts:
-            data_bytes += facts["train_bytes"]
+        if item.produces == "corpus" and item.artifact is not None:
+            data_bytes += item.artifact.metrics["train"]["bytes"]
+        elif "bytes" in facts:
+            data_bytes += facts["bytes"]
         elif item.kind == "task":
             count = settings.max_samples or DEFAULT_TASK_PROMPTS
             records += count
@@ -175,7 +175,8 @@ def model_config(settings: Any, inputs: Mapping[str, Input]) -> Any:
         try:
             return AutoConfig.from_pretrained(str(item.folder))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"no model could be opened: {str(error).splitlines()[0]}", where=str(item.folder)) from None
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"no model could be opened: {reason}", where=str(item.folder)) from None
     return item.forecast.facts.get("config") if item.forecast else None
 
 

@@ -124,6 +124,9 @@ def read_lines(located: Located, gate: Gate, errors: str = "strict") -> Iterator
                 if number == 1 and raw.startswith(BOM):
                     raw = raw[len(BOM):]
                     gate.station.drop("byte order mark", bytes=len(BOM))
+                    if not raw:
+                        gate.station.drop("blank line", rows=1)
+                        continue
                 try:
                     text = raw.decode("utf-8", errors)
                 except UnicodeDecodeError as error:

@@ -9,7 +9,7 @@ from danlu.train.parallel import World
 
 
 def held_out_loss(store: ExampleStore, world: World, micro_batch_tokens: int) -> Callable[[Root], Mapping[str, float]]:
-    """An evaluation for the Trainer: `eval_loss`, the mean of −log p over the learned tokens, and the same by category."""
+    """An evaluation for the Trainer: `eval_loss`, the mean of −log p over learned tokens, and the same by category."""
 
     def evaluate(root: Root) -> Mapping[str, float]:
         sums: dict[str, float] = {}
@@ -24,7 +24,8 @@ def held_out_loss(store: ExampleStore, world: World, micro_batch_tokens: int) ->
                 sums[f"count/{category}"] = sums.get(f"count/{category}", 0.0) + float(batch.site_weight_S[own].sum())
         sums = world.sum_each(sums)
         names = sorted(name.removeprefix("loss/") for name in sums if name.startswith("loss/"))
-        found = {"eval_loss": sum(sums[f"loss/{name}"] for name in names) / sum(sums[f"count/{name}"] for name in names)}
+        count = sum(sums[f"count/{name}"] for name in names)
+        found = {"eval_loss": sum(sums[f"loss/{name}"] for name in names) / count}
         return found | {f"eval_loss/{name}": sums[f"loss/{name}"] / sums[f"count/{name}"]
                         for name in names if sums[f"count/{name}"]}
 

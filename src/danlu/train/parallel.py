@@ -2,7 +2,7 @@
 
 Every rank reads the same global batch, cuts it into the same micro-batches and takes every n-th of them, so that no
 rank ever waits for data of another and the result is a single process's up to rounding. Weights, gradients and
-optimizer states are split by FSDP2. What is exchanged besides tensors is JSON, never a pickle.
+optimizer states are split by FSDP2. What is exchanged besides tensors is JSON.
 
     world = World.current()                 # one process, or what torchrun started
     root = shard(root, world)

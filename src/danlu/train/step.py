@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,15 @@ from danlu.core.errors import DataError
 from danlu.data.batch import Batch
 from danlu.objectives.language import LossSum
 from danlu.train.parallel import World
+
+
+class Objective(Protocol):
+    """What the trainer asks of an objective: its units, the sites' coefficients where they are known before the model
+    has run, and the summed loss of what the model read."""
+
+    def count(self, batch: Batch) -> float: ...
+    def coefficients(self, batch: Batch) -> Tensor | None: ...
+    def __call__(self, reading: Any, batch: Batch) -> LossSum: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +55,9 @@ class StepInfo:
     seconds: float = field(default=0.0, compare=False)
 
 
-def train_step(root: nn.Module, objective, micro_batches: Sequence[Batch], optimizer: torch.optim.Optimizer, *,
-               world: World, seed: int, step: int, max_grad_norm: float) -> StepInfo:
+def train_step(root: nn.Module, objective: Objective, micro_batches: Sequence[Batch],
+               optimizer: torch.optim.Optimizer, *, world: World, seed: int, step: int,
+               max_grad_norm: float) -> StepInfo:
     """One optimizer step: the gradient of (sum of losses over all micro-batches and ranks) / (global count of units).
 
     `micro_batches` are this rank's; every rank has equally many. `step` counts from 0.

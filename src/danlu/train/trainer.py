@@ -41,7 +41,7 @@ from danlu.train.log import LOG, TIMINGS, TrainLog, draw_loss, finite
 from danlu.train.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
 from danlu.train.parallel import World
 from danlu.train.schedule import ScheduleConfig, lr_factor
-from danlu.train.step import StepInfo, is_out_of_memory, train_step
+from danlu.train.step import Objective, StepInfo, is_out_of_memory, train_step
 
 MAX_SKIPPED_IN_ROW = 3
 DEFAULT_MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
@@ -111,7 +111,7 @@ class Trainer:
     """
 
     root: Root
-    objective: Any
+    objective: Objective
     loader: Loader
     settings: TrainSettings
     folder: Path
@@ -169,6 +169,9 @@ class Trainer:
         self.state = checkpoint.load_checkpoint(self.folder, self.root, self.optimizer, fingerprint=self.fingerprint)
         self.log.remove_waste()
         self.log.truncate(self.state.step)
+        if self.world.is_main and (self.total_steps > self.settings.save_steps or self.settings.load_best_model_at_end):
+            # weights and two moments of each: said now rather than at the first save
+            checkpoint.require_space(self.folder, 3 * checkpoint.num_bytes(checkpoint.stored_tensors(self.root)))
 
     def save(self) -> None:
         """Saves a checkpoint and lets older ones go."""
@@ -243,7 +246,7 @@ class Trainer:
             raise DataError(f"an example of {longest.num_tokens} tokens does not fit into memory by itself",
                             where=longest.id or None, hint="Lower cutoff_len, or train a smaller model.")
         tokens = self.micro_batch_tokens
-        while len(micro_batches(examples, tokens)) == groups:
+        while len(micro_batches(examples, tokens)) <= groups:
             tokens //= 2
         self.say(f"Out of memory: going on with micro_batch_tokens {tokens} instead of {self.micro_batch_tokens}. "
                  "Set it lower in the recipe to save this attempt; the result is the same.")

@@ -76,6 +76,8 @@ def run(context: Context) -> dict[str, Any]:
     """Writes the corpus into the work folder and returns rows and bytes per category."""
     settings: Settings = context.settings
     ledger = Ledger()
+    for name in (*(f"read:{source.path}" for source in settings.sources), "clean", "dedup"):
+        ledger.station(name)  # in the order of the road, whichever a lazy reader asks for first
     spool = context.work / "all.parquet"
     groups = _read_all(context, ledger, spool)
     if not groups.of_document:
@@ -138,6 +140,8 @@ def _read_all(context: Context, ledger: Ledger, spool: Path) -> Groups:
     settings: Settings = context.settings
     groups = Groups([], {}, set())
     grouping = ""
+    for name in (*(f"read:{source.path}" for source in settings.sources), "clean", "dedup"):
+        ledger.station(name)  # in the order of the road, not of the generators' first steps
 
     def documents() -> Iterator[Document]:
         nonlocal grouping

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 KIND = "report"
 SCHEMA = 1
 NGRAM = "n-gram"
+LONGEST_WINDOW = 2048  # tokens, for models that do not say what they were trained on
 
 
 class Settings(Config):
@@ -40,7 +41,7 @@ class Settings(Config):
     models: tuple[str, ...] = Field(min_length=1, description="steps, folders or hub ids of models, in reading order")
     corpus: str | None = Field(None, description="a corpus step, whose held-out documents are scored")
     max_bytes: int = Field(150_000, ge=1000, description="held-out bytes scored per category, in whole documents")
-    cutoff_len: int = Field(2048, ge=8, description="tokens a model sees at once when scored; its positions, if fewer")
+    cutoff_len: int | None = Field(None, ge=8, description="tokens seen at once when scored; by default as in training")
     ngram_max_bytes: int = Field(16_000_000, ge=0, description="training text for the n-gram baseline; 0: no n-gram")
     tasks: tuple[str, ...] = Field((), description="tasks whose held-out prompts are answered, such as task:skills")
     num_prompts: int = Field(200, ge=1, description="prompts for each entry of tasks")
@@ -198,7 +199,8 @@ def _measure(context: Context, text: str, texts: Mapping[str, Sequence[Document]
     source = context.inputs[text]
     name = _display_name(settings.models, text)
     loaded = load_model(source.folder or text, device="cuda" if torch.cuda.is_available() else "cpu")
-    window = min(settings.cutoff_len, max_positions(loaded.lm) or settings.cutoff_len)
+    window = _window(context)
+    window = min(window, max_positions(loaded.lm) or window)
     found.models.append(ModelEntry(name, source.fingerprint, loaded.lm.num_parameters(), len(loaded.tokenizer), window,
                                    list(loaded.notes)))
     if source.folder is not None:
@@ -207,6 +209,16 @@ def _measure(context: Context, text: str, texts: Mapping[str, Sequence[Document]
         found.bits += _model_bits(context, name, loaded, texts, window, found.notes)
     if questions or settings.prompts:
         _answers(context, name, loaded, questions, found)
+
+
+def _window(context: Context) -> int:
+    """How many tokens every model may see at once: what the one that was trained on the fewest knows, to be fair."""
+    from danlu.evals.lineage import trained_context
+
+    settings: Settings = context.settings
+    folders = [context.inputs[text].folder for text in settings.models]
+    trained = [trained_context(folder) for folder in folders if folder is not None]
+    return settings.cutoff_len or min((length for length in trained if length is not None), default=LONGEST_WINDOW)
 
 
 def _display_name(models: Sequence[str], text: str) -> str:

@@ -74,7 +74,7 @@ def run(context: Context) -> dict[str, Any]:
     from danlu.models.load import Loaded, load_model, load_tokenizer, new_model
 
     settings, inputs = context.settings, context.inputs
-    tokenizer_source = place(inputs[settings.tokenizer or settings.model])
+    tokenizer_source = tokenizer_of(context)
     tokenizer = load_tokenizer(tokenizer_source)
 
     def load() -> Loaded:
@@ -83,7 +83,7 @@ def run(context: Context) -> dict[str, Any]:
         return load_model(place(inputs[settings.model]), tokenizer=tokenizer_source, adapters=settings,
                           seed=context.seed)
 
-    prepared = prepare_documents(context, tokenizer)
+    prepared, _ = prepare_examples(context, tokenizer)
     return run_training(context, settings, prepared, load, [tokenizer.eos_token_id])
 
 
@@ -92,8 +92,13 @@ def place(item: Input) -> Path | str:
     return item.text if item.kind == HUB else item.require_folder()
 
 
-def prepare_documents(context: Context, tokenizer: Any) -> Prepared:
-    """The step's documents as Examples on disk."""
+def tokenizer_of(context: Context) -> Path | str:
+    """Where the step's tokenizer is."""
+    return place(context.inputs[context.settings.tokenizer or context.settings.model])
+
+
+def prepare_examples(context: Context, tokenizer: Any) -> tuple[Prepared, list[int]]:
+    """The step's documents as Examples on disk, and the ids that end a text."""
     from danlu.tokens.encode import Encoder
 
     settings = context.settings
@@ -111,7 +116,7 @@ def prepare_documents(context: Context, tokenizer: Any) -> Prepared:
 
     chosen = {name: getattr(settings, name) for name in ("dataset", "eval_dataset", "val_size", "cutoff_len",
                                                          "max_samples", "category", "document", "text_field", "strict")}
-    return prepare(context, Recipe(chosen, len(tokenizer), read, encoder.documents))
+    return prepare(context, Recipe(chosen, len(tokenizer), read, encoder.documents)), [tokenizer.eos_token_id]
 
 
 def _documents(context: Context, text: str, split: Literal["train", "heldout"], ledger: Ledger) -> Iterable[Document]:

@@ -5,6 +5,7 @@
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -70,9 +71,8 @@ def run(context: Context) -> dict[str, Any]:
     from danlu.models.load import Loaded, load_model, load_tokenizer
 
     settings = context.settings
-    source = place(context.inputs[settings.model])
-    tokenizer = load_tokenizer(source)
-    prepared, stop_ids = prepare_dialogues(context, tokenizer)
+    source = tokenizer_of(context)
+    prepared, stop_ids = prepare_examples(context, load_tokenizer(source))
 
     def load() -> Loaded:
         return load_model(source, adapters=settings, seed=context.seed)
@@ -80,7 +80,12 @@ def run(context: Context) -> dict[str, Any]:
     return run_training(context, settings, prepared, load, stop_ids)
 
 
-def prepare_dialogues(context: Context, tokenizer: Any) -> tuple[Prepared, list[int]]:
+def tokenizer_of(context: Context) -> Path | str:
+    """Where the step's tokenizer is: with its model."""
+    return place(context.inputs[context.settings.model])
+
+
+def prepare_examples(context: Context, tokenizer: Any) -> tuple[Prepared, list[int]]:
     """The step's dialogues as Examples on disk, and the ids that end a turn."""
     from danlu.tokens.encode import Encoder
 

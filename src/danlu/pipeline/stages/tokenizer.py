@@ -73,14 +73,14 @@ def run(context: Context) -> dict[str, Any]:
     settings: Settings = context.settings
     ledger = Ledger()
     sample = Sample(context, ledger)
-    with context.progress(f"training a tokenizer on {sample.kept_bytes:,} bytes") as bar:
+    with context.progress("training a tokenizer") as bar:
         tokenizer = train_bpe(sample.texts(bar), settings.vocab_size, context.work, settings.special_tokens)
-    measured, heldout = measured_documents(context)
+    measured, measured_on = measured_documents(context)
     check_round_trip(tokenizer, measured)
     ledger.save(context.work)
-    return {"vocab_size": tokenizer.get_vocab_size(), "bytes": sample.kept_bytes,
+    return {"vocab_size": tokenizer.get_vocab_size(), "bytes": sum(sample.used.values()),
             "bytes_per_token": bytes_per_token(tokenizer, measured),
-            "measured_on": "held-out documents" if heldout else "the training text"}
+            "measured_on": measured_on}
 
 
 def documents(context: Context, ledger: Ledger, split: str = "train") -> Iterator[Document]:
@@ -104,25 +104,22 @@ class Sample:
     def __init__(self, context: Context, ledger: Ledger) -> None:
         self.context, self.ledger = context, ledger
         self.limit = context.settings.max_bytes_per_category
-        sizes: dict[str, int] = {}
-        for document in documents(context, Ledger()):
-            sizes[document.category] = sizes.get(document.category, 0) + len(document.text.encode())
-        self.shares = {name: min(1.0, self.limit / size) if self.limit and size else 1.0
-                       for name, size in sizes.items()}
-        self.kept_bytes = sum(min(size, self.limit or size) for size in sizes.values())
+        self.used: dict[str, int] = {}
+        self.sizes: dict[str, int] = {}
+        if self.limit is not None:
+            for document in documents(context, Ledger()):
+                self.sizes[document.category] = self.sizes.get(document.category, 0) + len(document.text.encode())
 
     def texts(self, bar: Any) -> Iterator[str]:
         """The chunks, in the order of the documents; what is left out is in the ledger."""
-        station = self.ledger.station("sample")
-        used: dict[str, int] = {}
         for document in documents(self.context, self.ledger):
+            station = self.ledger.station("sample")
             kept = 0
             for number, chunk in enumerate(chunks_of(document.text)):
                 size = len(chunk.encode())
-                fits = self.limit is None or used.get(document.category, 0) + size <= self.limit
                 station.take(bytes=size)
-                if fits and _draw(document, number) <= self.shares[document.category]:
-                    used[document.category] = used.get(document.category, 0) + size
+                if self._chooses(document, number, size):
+                    self.used[document.category] = self.used.get(document.category, 0) + size
                     kept += size
                     yield chunk
                 else:
@@ -131,7 +128,13 @@ class Sample:
             station.give(rows=1 if kept else 0, bytes=kept)
             if not kept:
                 station.drop("beyond max_bytes_per_category" if document.text else "empty document", rows=1)
-            bar.update(sum(used.values()))
+            bar.update(sum(self.used.values()))
+
+    def _chooses(self, document: Document, number: int, size: int) -> bool:
+        if self.limit is None:
+            return True
+        fits = self.used.get(document.category, 0) + size <= self.limit
+        return fits and _draw(document, number) * self.sizes[document.category] <= self.limit
 
 
 def _draw(document: Document, number: int) -> float:
@@ -140,18 +143,18 @@ def _draw(document: Document, number: int) -> float:
     return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
 
 
-def measured_documents(context: Context) -> tuple[list[Document], bool]:
-    """Some megabytes of each category, of the held-out documents where there are any; and whether there were."""
-    for split in ("heldout", "train"):
-        found, used = [], dict[str, int]()
+def measured_documents(context: Context) -> tuple[list[Document], dict[str, str]]:
+    """Some megabytes of each category: held-out documents where there are any; and by category which they were."""
+    found: list[Document] = []
+    used: dict[str, int] = {}
+    measured_on: dict[str, str] = {}
+    for split, name in (("heldout", "held-out documents"), ("train", "training text")):
         for document in documents(context, Ledger(), split):
-            size = len(document.text.encode())
-            if used.get(document.category, 0) + size <= MAX_MEASURED or document.category not in used:
-                used[document.category] = used.get(document.category, 0) + size
+            size, category = len(document.text.encode()), document.category
+            if measured_on.setdefault(category, name) == name and used.get(category, 0) < MAX_MEASURED:
+                used[category] = used.get(category, 0) + size
                 found.append(document)
-        if found:
-            return found, split == "heldout"
-    raise DataError("there is no text to train a tokenizer on", where=", ".join(context.settings.datasets()))
+    return found, dict(sorted(measured_on.items()))
 
 
 def check_round_trip(tokenizer: Tokenizer, measured: list[Document]) -> None:

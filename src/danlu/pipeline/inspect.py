@@ -1,0 +1,132 @@
+"""What a step trains on, shown token by token: the very Examples, micro-batches and weights that the trainer gets.
+
+    danlu inspect recipes/quickstart.yaml chat --number 2 --model runs/quickstart/chat
+"""
+
+import importlib
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from danlu.core.errors import ConfigError
+from danlu.core.examples import Branch, Example
+from danlu.pipeline.context import Context, SingleProcess
+from danlu.pipeline.examples import Prepared
+from danlu.pipeline.plan import plan
+from danlu.pipeline.recipe import CURRENT, Recipe
+from danlu.pipeline.stages import STAGES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def inspect_step(recipe: Recipe, name: str, console: "Console", *, runs: str | Path = "runs", number: int = 3,
+                 at: int = 0, model: str | None = None) -> None:
+    """Prints the micro-batches of optimizer step `at` and its first `number` examples.
+
+    Prepares the examples if they are not there yet. Raises ConfigError for a step that trains nothing, and for one whose
+    inputs have not been made.
+    """
+    from danlu.models.load import load_tokenizer
+    from danlu.tokens.show import show_example
+
+    context, module = _context(recipe, name, console, runs)
+    tokenizer = load_tokenizer(module.tokenizer_of(context))
+    prepared, _ = module.prepare_examples(context, tokenizer)
+    batch = _batch(prepared, context, at)
+    _show_batch(console, context, prepared, batch, at)
+    scorer = None if model is None else _Scorer(_folder(model, recipe, runs))
+    for example in batch.examples[:number]:
+        console.rule(f"{example.category} · {example.id}")
+        console.print(show_example(example, tokenizer, None if scorer is None else scorer.bits(example)))
+    _show_ledger(console, prepared)
+
+
+def _context(recipe: Recipe, name: str, console: "Console", runs: str | Path) -> tuple[Context, Any]:
+    step = recipe.step(name)
+    module: Any = importlib.import_module(STAGES[step.stage])
+    if not hasattr(module, "prepare_examples"):
+        raise ConfigError(f"step “{name}” ({step.stage}) trains nothing",
+                          hint="inspect shows what pt and sft steps train on; `danlu ledger` shows the rest.")
+    planned = plan(recipe, runs).steps[name]
+    for text, item in planned.inputs.items():
+        if item.kind == "step" and item.folder is None:
+            raise ConfigError(f"step “{text}” has not run yet, and “{name}” reads it",
+                              hint=f"danlu run RECIPE --only {text}")
+    planned.work.parent.mkdir(parents=True, exist_ok=True)
+    return Context(step=name, settings=step.settings, seed=recipe.seed, inputs=planned.inputs, work=planned.work,
+                   fingerprint=planned.fingerprint, base=recipe.base, world=SingleProcess(), console=console), module
+
+
+def _batch(prepared: Prepared, context: Context, at: int) -> Any:
+    from danlu.data.loader import Loader
+
+    loader = Loader(prepared.train, seed=context.seed, **context.settings.batch_size())
+    total = context.settings.max_steps or loader.num_steps(context.settings.num_train_epochs)
+    if at >= total:
+        raise ConfigError(f"the training has {total} steps; there is no step {at}", hint="--at counts from 0.")
+    return loader.batch(at)
+
+
+def _show_batch(console: "Console", context: Context, prepared: Prepared, batch: Any, at: int) -> None:
+    from rich.table import Table
+
+    from danlu.data.pack import micro_batches
+    from danlu.train.trainer import DEFAULT_MICRO_BATCH_TOKENS
+
+    store = prepared.train
+    console.print(f"{prepared.artifact.folder}: {len(store):,} examples, {store.num_tokens:,} tokens, "
+                  f"{store.num_targets:,} of them learned" + ("" if prepared.held_out is None else
+                  f"; {len(prepared.held_out):,} examples held out"))
+    table = Table(title=f"optimizer step {at}: {len(batch.examples)} examples, each attending to itself alone")
+    for title in ("micro-batch", "examples", "tokens", "learned", "lengths"):
+        table.add_column(title, justify="left" if title == "lengths" else "right")
+    tokens = context.settings.micro_batch_tokens or DEFAULT_MICRO_BATCH_TOKENS["cpu"]
+    for row, group in enumerate(micro_batches(batch.examples, tokens)):
+        lengths = [str(example.num_tokens) for example in group]
+        shown = " ".join(lengths[:12]) + (f" … ({len(lengths) - 12} more)" if len(lengths) > 12 else "")
+        table.add_row(str(row), str(len(group)), f"{sum(e.num_tokens for e in group):,}",
+                      f"{sum(e.num_targets for e in group):,}", shown)
+    console.print(table)
+
+
+def _show_ledger(console: "Console", prepared: Prepared) -> None:
+    from danlu.pipeline.tables import ledger_table
+    from danlu.pipeline.upkeep import read_ledger
+
+    kept = read_ledger(prepared.artifact.folder)
+    if kept is not None:
+        console.print(ledger_table("how the examples came about", kept.stations))
+
+
+def _folder(model: str, recipe: Recipe, runs: str | Path) -> Path:
+    """The folder of a model that is named by a step of the recipe or by a path."""
+    folder = Path(runs) / recipe.name / model if model in {step.name for step in recipe.steps.values()} else Path(model)
+    current = folder / CURRENT
+    return folder / current.read_text(encoding="utf-8").strip() if current.is_file() else folder
+
+
+class _Scorer:
+    """−log₂ p of every token by one model."""
+
+    def __init__(self, folder: Path) -> None:
+        from danlu.models.load import load_model
+
+        self.root = load_model(folder).root.eval()
+
+    def bits(self, example: Example) -> list[np.ndarray]:
+        """One array for each branch; nan where nothing predicts the token."""
+        import torch
+
+        whole = Example(example.stem, tuple(Branch(branch.tokens) for branch in example.branches))
+        with torch.no_grad():
+            batch = self.root.batch([whole]).to(self.root.lm.device)
+            found = (-self.root(batch).logprobs_S / math.log(2)).float().cpu().numpy()
+        branch_of = batch.site_branch_S.cpu().numpy()
+        rows = []
+        for number, branch in enumerate(example.branches):
+            own = found[branch_of == number]
+            rows.append(np.concatenate([np.full(len(branch.tokens) - len(own), np.nan, np.float32), own]))
+        return rows

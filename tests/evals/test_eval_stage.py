@@ -1,0 +1,164 @@
+"""The stage `eval` from its inputs to the report that people open."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny_chat import TEXTS, make_folder
+
+from danlu.core.artifact import Artifact, fresh_folder, open_artifact, publish
+from danlu.core.config import read_config
+from danlu.core.errors import ConfigError, DataError
+from danlu.core.records import Document
+from danlu.pipeline.context import Context, Input, SingleProcess
+from danlu.pipeline.stages import eval as stage
+from danlu.text.corpus import CorpusWriter
+
+
+def settings(**values: Any) -> stage.Settings:
+    return read_config(stage.Settings, {"models": ["base", "chat"], **values}, lambda path: "recipe.yaml:1")
+
+
+def make_artifact(place: Path, kind: str, parents: dict[str, str], **chosen: int) -> Artifact:
+    mark = (place.name.encode().hex() + "0" * 64)[:64]
+    publish(place / ".work", place / mark[:8], kind=kind, fingerprint=mark, parents=parents,
+            config={"settings": chosen}, metrics={"n": 1}, code="test")
+    return open_artifact(place / mark[:8])
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Input]:
+    run = tmp_path_factory.mktemp("runs") / "quick"
+    work = fresh_folder(run / "corpus" / ".work")
+    for split, count in (("train", 30), ("heldout", 6)):
+        with CorpusWriter(work / f"{split}.parquet") as writer:
+            for number in range(count):
+                writer.write(Document(f"{TEXTS[number % 2]} {split} {number}", "s", f"{split}:{number}",
+                                      "en" if number % 2 else "zh"))
+    artifacts = {"corpus": make_artifact(run / "corpus", "corpus", {})}
+    for number, name in enumerate(("base", "chat")):
+        work = make_folder(fresh_folder(run / name / ".work"), seed=number)
+        (work / "trainer_log.jsonl").write_text('{"step": 1, "loss": 5.5}\n{"step": 2, "loss": 5.0}\n')
+        artifacts[name] = make_artifact(run / name, "model", {"corpus": artifacts["corpus"].fingerprint},
+                                        cutoff_len=(200, 24)[number])
+    return {name: Input(name, "step", artifact.fingerprint, artifact.kind, artifact.folder, artifact)
+            for name, artifact in artifacts.items()}
+
+
+def context(inputs: dict[str, Input], chosen: stage.Settings, output: io.StringIO | None = None) -> Context:
+    run = inputs["corpus"].require_folder().parent.parent
+    return Context("report", chosen, 0, inputs, fresh_folder(run / "report" / ".work-abcdabcd"), "abcdabcd" * 8, run,
+                   SingleProcess(), Console(file=output or io.StringIO(), width=140))
+
+
+def test_a_report_from_end_to_end(inputs: dict[str, Input]) -> None:
+    output = io.StringIO()
+    chosen = settings(corpus="corpus", tasks=["task:copy", "task:skills"], num_prompts=6, max_new_tokens=4, samples=3,
+                      prompts=["你是谁？"], max_bytes=1000)
+    metrics = stage.run(context(inputs, chosen, output))
+    work = inputs["corpus"].require_folder().parent.parent / "report" / ".work-abcdabcd"
+    report = json.loads((work / "report.json").read_text("utf-8"))
+    systems = {"base", "chat", "n-gram", "xz -9", "gzip -9"}
+    assert {(row["category"], row["system"]) for row in report["bits"]} == {
+        (category, system) for category in ("en", "zh") for system in systems}
+    for row in report["bits"]:
+        assert row["num_documents"] == 3 and 0 < row["value"] < 30
+        assert metrics[f"bits_per_byte/{row['category']}/{row['system']}"] == row["value"]
+    sizes = {row["category"]: {other["num_bytes"] for other in report["bits"] if other["category"] == row["category"]}
+             for row in report["bits"]}
+    assert all(len(size) == 1 for size in sizes.values()), "every system is measured on the same bytes"
+    assert {row["model"] for row in report["skills"]} == {"base", "chat"}
+    assert sum(row["num_prompts"] for row in report["skills"] if row["model"] == "chat"
+               and row["task"] != "all tasks") <= 12
+    assert len(report["samples"]) == 3 and [answer["model"] for answer in report["samples"][0]["answers"]] == ["base",
+                                                                                                              "chat"]
+    assert report["free"][0]["prompt"] == "你是谁？" and report["free"][0]["answers"][1]["right"] is None
+    assert [step["step"] for step in report["lineage"]] == ["corpus", "base", "chat"]
+    assert [curve["values"] for curve in report["curves"]] == [[5.5, 5.0]] * 2
+    assert report["title"] == "quick · report" and [model["context"] for model in report["models"]] == [24, 24]
+    assert "bits per byte of held-out text" in output.getvalue() and "n-gram" in output.getvalue()
+
+
+def test_the_window_is_the_recipe_s_or_the_model_s(inputs: dict[str, Input]) -> None:
+    for cutoff_len, expected in ((40, 40), (500, 96)):
+        running = context(inputs, settings(models=["base"], corpus="corpus", cutoff_len=cutoff_len, ngram_max_bytes=0))
+        stage.run(running)
+        assert json.loads((running.work / "report.json").read_text())["models"][0]["context"] == expected
+
+
+def test_the_same_run_gives_the_same_bytes(inputs: dict[str, Input]) -> None:
+    chosen = settings(corpus="corpus", tasks=["task:copy"], num_prompts=4, max_new_tokens=4)
+    made = []
+    for _ in range(2):
+        made_in = context(inputs, chosen)
+        stage.run(made_in)
+        made.append({path.name: path.read_bytes() for path in made_in.work.iterdir()})
+    assert made[0] == made[1]
+
+
+def test_the_newest_report_lies_where_people_look(inputs: dict[str, Input]) -> None:
+    running = context(inputs, settings(corpus="corpus"))
+    stage.run(running)
+    place = running.work.parent
+    (place / "exact_match.png").write_bytes(b"of an older report")
+    publish(running.work, place / "abcdabcd", kind="report", fingerprint="abcdabcd" * 8, parents={}, config={},
+            metrics={}, code="test")
+    artifact = open_artifact(place / "abcdabcd", deep=True)
+    stage.published(running, artifact)
+    assert (place / "report.html").read_bytes() == (artifact.folder / "report.html").read_bytes()
+    assert (place / "bits_per_byte.png").exists() and not (place / "exact_match.png").exists()
+
+
+def test_only_what_is_asked_for(inputs: dict[str, Input]) -> None:
+    metrics = stage.run(context(inputs, settings(models=["chat"], prompts=["hi"], max_new_tokens=3)))
+    assert metrics == {}
+    quick = settings(models=["chat"], corpus="corpus", ngram_max_bytes=0)
+    assert set(stage.run(context(inputs, quick))) == {f"bits_per_byte/{category}/{system}" for category in ("en", "zh")
+                                                      for system in ("chat", "xz -9", "gzip -9")}
+    little = context(inputs, settings(models=["chat"], corpus="corpus", ngram_max_bytes=300))
+    stage.run(little)
+    [note] = json.loads((little.work / "report.json").read_text())["notes"]
+    assert note.startswith("the n-gram model learned from ") and "bytes of training text" in note
+
+
+def test_prompts_that_do_not_fit_and_missing_templates_are_told(inputs: dict[str, Input], tmp_path: Path) -> None:
+    cramped = context(inputs, settings(models=["chat"], tasks=["task:copy"], num_prompts=3, max_new_tokens=90))
+    stage.run(cramped)
+    report = json.loads((cramped.work / "report.json").read_text())
+    assert any("left no room" in note for note in report["notes"]) and report["skills"][0]["value"] == 0
+    folder = make_folder(tmp_path / "mute")
+    (folder / "chat_template.jinja").unlink()
+    mute = Input(str(folder), "files", "ff" * 32, folder=folder)
+    silent = context(inputs | {str(folder): mute}, settings(models=[str(folder)], tasks=["task:copy"], num_prompts=3,
+                                                            corpus="corpus"))
+    metrics = stage.run(silent)
+    report = json.loads((silent.work / "report.json").read_text())
+    assert any("was asked nothing" in note for note in report["notes"]) and report["skills"] == []
+    assert "bits_per_byte/zh/mute" in metrics, "the model is called by the last part of its path"
+
+
+def test_a_corpus_without_held_out_text_is_refused(inputs: dict[str, Input], tmp_path: Path) -> None:
+    for split in ("train", "heldout"):
+        with CorpusWriter(tmp_path / f"{split}.parquet"):
+            pass
+    empty = Input("corpus", "step", "", "corpus", tmp_path)
+    with pytest.raises(DataError, match="no held-out documents"):
+        stage.run(replace(context(inputs, settings(corpus="corpus")), inputs=inputs | {"corpus": empty}))
+
+
+def test_settings() -> None:
+    chosen = settings(corpus="corpus", tasks=["task:copy"])
+    assert [(found.key, found.text) for found in stage.references(chosen)] == [
+        (("models", 0), "base"), (("models", 1), "chat"), (("corpus",), "corpus"), (("tasks", 0), "task:copy")]
+    assert len(stage.forecast(chosen, {}).notes) == 2
+    with pytest.raises(ConfigError, match="named twice"):
+        settings(models=["a", "a"])
+    with pytest.raises(ConfigError, match="models"):
+        settings(models=[])
+    with pytest.raises(ConfigError, match="nothing to measure"):
+        stage.check(settings(), {})
+    stage.check(chosen, {})
