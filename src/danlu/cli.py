@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_WIDTH = 140
-EXIT_ERROR, EXIT_DAMAGED, EXIT_STOPPED = 2, 1, 130
+EXIT_DAMAGED, EXIT_STOPPED = 1, 130
 
 
 class Commands(typer.core.TyperGroup):
@@ -30,7 +30,7 @@ class Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
         except DanluError as error:
             _print_error(error)
-            raise typer.Exit(EXIT_ERROR) from None
+            raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             _errors().print("Stopped. Nothing half-written was published; the same command goes on from here.",
                             style="yellow")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import Field
 
-from danlu.core.config import Config, free, read_config, result_settings
+from danlu.core.config import Config, free, read_config
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.examples import Branch, Example
 from danlu.core.ledger import Ledger
@@ -76,9 +76,9 @@ def test_every_problem_is_named_at_once() -> None:
 
 
 def test_only_what_changes_the_result_is_fingerprinted() -> None:
-    assert "save_steps" not in result_settings(Settings())
-    assert result_settings(Settings(save_steps=3)) == result_settings(Settings())
-    assert result_settings(Settings(cutoff_len=9)) != result_settings(Settings())
+    assert "save_steps" not in Settings().result_settings()
+    assert Settings(save_steps=3).result_settings() == Settings().result_settings()
+    assert Settings(cutoff_len=9).result_settings() != Settings().result_settings()
 
 
 def test_examples() -> None:

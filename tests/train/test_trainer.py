@@ -18,7 +18,7 @@ from danlu.train import trainer as trainer_module
 from danlu.train.checkpoint import checkpoints
 from danlu.train.log import LOG, PLOT, TIMINGS, read_log
 from danlu.train.parallel import World
-from danlu.train.trainer import Interrupted, TrainSettings, chained, evaluating, names_of, result_settings
+from danlu.train.trainer import Interrupted, TrainSettings, chained, evaluating, names_of
 
 
 def settings(**changes) -> TrainSettings:
@@ -287,12 +287,12 @@ def test_names_of_many_examples_are_few() -> None:
 
 def test_evaluations_count_as_settings_only_where_they_decide() -> None:
     for steps in (5, 7):
-        assert result_settings(settings(eval_steps=steps)) == result_settings(SETTINGS)
+        assert settings(eval_steps=steps).result_settings() == SETTINGS.result_settings()
     deciding = [settings(eval_steps=steps, load_best_model_at_end=True) for steps in (5, 7)]
-    assert result_settings(deciding[0]) != result_settings(deciding[1])
+    assert deciding[0].result_settings() != deciding[1].result_settings()
     free = settings(save_steps=3, logging_steps=9, micro_batch_tokens=7, save_total_limit=5, plot_loss=True)
-    assert result_settings(free) == result_settings(SETTINGS)
-    assert result_settings(settings(learning_rate=1.0)) != result_settings(SETTINGS)
+    assert free.result_settings() == SETTINGS.result_settings()
+    assert settings(learning_rate=1.0).result_settings() != SETTINGS.result_settings()
 
 
 @pytest.mark.parametrize(("values", "said"), [

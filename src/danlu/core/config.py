@@ -44,20 +44,19 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
+    def result_settings(self) -> dict[str, Any]:
+        """The settings that change the result, as plain JSON values: what a fingerprint is made of."""
+        values = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("changes_result") is False:
+                values.pop(name)
+        return values
+
 
 def free(default: Any, **kwargs: Any) -> Any:
     """A field that cannot change the result, only how it is reached; it is left out of the fingerprint."""
     return Field(default, json_schema_extra={"changes_result": False}, **kwargs)
-
-
-def result_settings(config: Config) -> dict[str, Any]:
-    """The settings that change the result, as plain JSON values."""
-    values = config.model_dump(mode="json")
-    for name, field in type(config).model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("changes_result") is False:
-            values.pop(name)
-    return values
 
 
 C = TypeVar("C", bound=Config)

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 class DanluError(Exception):
     """The parent of every error that is meant to be read by the person at the terminal."""
 
+    exit_code = 2
+
     def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
         self.where, self.message, self.hint = where, message, hint
         super().__init__("".join([f"{where}: " if where else "", message, f"\n  {hint}" if hint else ""]))

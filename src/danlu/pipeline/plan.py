@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danlu.core.artifact import Artifact, digest, open_artifact, read_manifest
-from danlu.core.config import result_settings
 from danlu.core.errors import ConfigError, DataError
 from danlu.pipeline.context import Forecast, Input
 from danlu.pipeline.inputs import Contents, outside_input
@@ -124,7 +123,7 @@ def check(step: Step, inputs: Mapping[str, Input]) -> None:
 def describe(recipe: Recipe, step: Step, inputs: Mapping[str, Input],
              files: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     """What a manifest says of how its artifact was made: all that decides the result, then the settings that do not."""
-    settings = result_settings(step.settings)
+    settings = step.settings.result_settings()
     everything = step.settings.model_dump(mode="json")
     return {
         "stage": step.stage,

@@ -44,6 +44,7 @@ def run_training(context: Context, settings: Any, prepared: Prepared, load: "Cal
     from danlu.data.loader import Loader
     from danlu.models.load import save_model
     from danlu.objectives.language import Language
+    from danlu.train.checkpoint import remove_all
     from danlu.train.evaluate import held_out_loss
     from danlu.train.parallel import World, shard
     from danlu.train.trainer import DEFAULT_MICRO_BATCH_TOKENS, Trainer
@@ -73,7 +74,7 @@ def run_training(context: Context, settings: Any, prepared: Prepared, load: "Cal
         for name in ("ledger.json", "quarantine.jsonl"):
             if (prepared.artifact.folder / name).exists():
                 shutil.copyfile(prepared.artifact.folder / name, context.work / name)
-        _remove_checkpoints(context.work)
+        remove_all(context.work)  # a published model does not depend on where its training was saved on the way
     return _metrics(context.work, prepared, trainer.state) if world.is_main else {}
 
 
@@ -93,21 +94,14 @@ def _whole(loaded: "Loaded", load: "Callable[[], Loaded]", world: "World") -> "L
 
 def _metrics(work: Path, prepared: Prepared, state: Any) -> dict[str, Any]:
     lines = [json.loads(line) for line in (work / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()]
-    losses = [line["loss"] for line in lines if "loss" in line]
-    evals = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    losses = [line["loss"] for line in lines if line.get("loss") is not None]
+    evals = [line["eval_loss"] for line in lines if line.get("eval_loss") is not None]
     metrics = {"steps": state.step, "tokens": state.num_input_tokens_seen, "train_loss": losses[-1],
                "num_examples": len(prepared.train), "num_targets": prepared.train.num_targets,
                "examples": prepared.artifact.folder.name, "skipped_steps": state.num_skipped}
     if evals:
         metrics |= {"eval_loss_before": evals[0], "eval_loss": evals[-1], "best_eval_loss": min(evals)}
     return metrics
-
-
-def _remove_checkpoints(work: Path) -> None:
-    """A published model does not depend on where its training was saved on the way."""
-    for folder in sorted(work.iterdir()):
-        if folder.is_dir() and folder.name.startswith(("checkpoint-", "best-", ".")):
-            shutil.rmtree(folder)
 
 
 def all_texts(settings: DataConfig) -> Iterable[tuple[tuple[str | int, ...], str]]:

@@ -28,7 +28,6 @@ import torch
 from pydantic import Field, model_validator
 
 from danlu.core.config import Config, free
-from danlu.core.config import result_settings as all_result_settings
 from danlu.core.errors import ConfigError, DanluError, DataError
 from danlu.core.examples import Example
 from danlu.data.batch import Batch
@@ -48,7 +47,9 @@ DEFAULT_MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 
 class Interrupted(DanluError):
-    """The training was asked to end and has saved its state; the command line exits with code 143."""
+    """The training was asked to end and has saved its state."""
+
+    exit_code = 143  # as of a process that SIGTERM ended
 
 
 class TrainerConfig(Config):
@@ -81,18 +82,17 @@ class TrainerConfig(Config):
         """Whether what evaluations find changes the trained model."""
         return self.load_best_model_at_end or self.early_stopping_patience is not None
 
+    def result_settings(self) -> dict[str, Any]:
+        """What changes the trained model; when to evaluate does only where evaluations decide something."""
+        values = Config.result_settings(self)
+        if not self.evaluation_decides:
+            values.pop("eval_steps")
+        return values
+
     def batch_size(self) -> dict[str, int | None]:
         """The size of the global batch, as the Loader takes it."""
         tokens = self.global_batch_tokens
         return {"global_batch_size": self.global_batch_size if tokens is None else None, "global_batch_tokens": tokens}
-
-
-def result_settings(config: TrainerConfig) -> dict[str, Any]:
-    """The settings that change the trained model; when to evaluate does only where evaluations decide something."""
-    values = all_result_settings(config)
-    if not config.evaluation_decides:
-        values.pop("eval_steps")
-    return values
 
 
 class TrainSettings(TrainerConfig, OptimizerConfig, ScheduleConfig):
@@ -144,6 +144,8 @@ class Trainer:
         """
         self.restore()
         self.root.train()
+        if self.state.step == 0:
+            self._evaluate()
         with _termination() as asked:
             while self.state.step < self.total_steps and not self._patience_is_over():
                 info = self._step()
@@ -269,7 +271,7 @@ class Trainer:
         with evaluating(self.root):
             found = dict(self.evaluate(self.root))
         self.log.write(LOG, {"step": self.state.step, **{name: finite(value) for name, value in found.items()}})
-        if not self.settings.evaluation_decides:
+        if not self.settings.evaluation_decides or self.state.step == 0:
             return
         if checkpoint.better(found["eval_loss"], self.state.best_metric):
             self.state = replace(self.state, best_metric=found["eval_loss"], best_step=self.state.step,
