@@ -108,7 +108,7 @@ def test_the_newest_report_lies_where_people_look(inputs: dict[str, Input]) -> N
     publish(running.work, place / "abcdabcd", kind="report", fingerprint="abcdabcd" * 8, parents={}, config={},
             metrics={}, code="test")
     artifact = open_artifact(place / "abcdabcd", deep=True)
-    stage.published(running, artifact)
+    stage.published(artifact, running.console)
     assert (place / "report.html").read_bytes() == (artifact.folder / "report.html").read_bytes()
     assert (place / "bits_per_byte.png").exists() and not (place / "exact_match.png").exists()
 

@@ -2,7 +2,7 @@
 
 from danlu.core.ledger import Ledger
 from danlu.core.records import Document
-from danlu.text.dedup import deduplicate, fingerprint
+from danlu.text.dedup import deduplicate, drop_repeated_paragraphs, fingerprint
 
 
 def test_case_width_and_blanks_make_no_difference() -> None:
@@ -18,3 +18,15 @@ def test_the_first_one_stays_and_the_rest_is_counted(ledger: Ledger) -> None:
     assert station.dropped["duplicate"].rows == 2
     assert station.dropped["duplicate"].bytes == len("你好,世界".encode()) + 2
     ledger.check()
+
+
+def test_repeated_paragraphs_are_dropped_and_counted() -> None:
+    ledger = Ledger()
+    texts = ["First.\n\nShared  words.\n\n\nLast.", "shared words.\n\nNew.", "NEW.\n\nfirst."]
+    documents = [Document(text, "s", str(number)) for number, text in enumerate(texts)]
+    kept = list(drop_repeated_paragraphs(documents, ledger))
+    ledger.check()
+    assert [document.text for document in kept] == ["First.\n\nShared  words.\n\n\nLast.", "New."]
+    station = ledger.station("paragraphs")
+    assert station.dropped["nothing but repeated paragraphs"].rows == 1
+    assert station.dropped["repeated paragraph"].bytes == len("shared words.\n\n") + len(texts[2])

@@ -191,7 +191,8 @@ class StageModule(Protocol):
     """What every module in `pipeline/stages/` defines.
 
     It may also define RESUMES = True (its work folder survives an interruption), DISTRIBUTED = True (all processes run
-    it) and `check(settings, inputs)`, which is called when planning and raises ConfigError where steps do not fit.
+    it), `check(settings, inputs)`, which is called when planning and raises ConfigError where steps do not fit, and
+    `published(artifact, console)`, which is called when the step's artifact is there, made or reused.
     """
 
     KIND: str

@@ -150,6 +150,8 @@ class _Runner:
                                soft_wrap=True)
         if self.world.is_main:
             _point(planned.folder)
+            if "published" in vars(step.module):
+                vars(step.module)["published"](artifact, self.console)
         return artifact
 
     def make(self, planned: PlannedStep) -> Artifact:

@@ -1,6 +1,6 @@
 """Documentation of installed packages as text: docstrings read from source with `ast`, without importing anything.
 
-One module gives one document: every docstring in the order of the source, each below its qualified name. The standard
+One module gives one document: every docstring in the order of the source, blank lines between them. The standard
 library's help topics (`pydoc_data.topics`) are a dictionary in a module and give one document a topic.
 """
 
@@ -52,26 +52,24 @@ def read_module(name: str, path: Path, gate: Gate) -> Iterator[ModuleText]:
     if written <= len(raw):
         gate.station.drop(CODE, bytes=len(raw) - written)
     else:
-        gate.station.add("headings", bytes=written - len(raw))
+        gate.station.add("blank lines", bytes=written - len(raw))
     yield from texts
 
 
 def _docstrings(tree: ast.Module, name: str) -> list[ModuleText]:
     parts: list[str] = []
 
-    def visit(node: ast.AST, qualified: str) -> None:
+    def visit(node: ast.AST) -> None:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = (ast.get_docstring(node, clean=True) or "").strip()
             if text:
-                parts.append(f"{qualified}\n\n{text}")
+                parts.append(text)
         for child in ast.iter_child_nodes(node):
-            inside = f"{qualified}.{child.name}" if isinstance(
-                child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) else qualified
             if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
-                visit(child, inside)
+                visit(child)
 
     with contextlib.suppress(RecursionError):  # generated source nested hundreds deep: keep what was found
-        visit(tree, name)
+        visit(tree)
     return [ModuleText(name, "\n\n".join(parts) + "\n")] if parts else []
 
 

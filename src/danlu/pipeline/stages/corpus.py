@@ -30,7 +30,7 @@ from danlu.core.records import Document
 from danlu.pipeline.context import DOCSTRINGS, FILES, Amount, Context, Forecast, Input, Reference
 from danlu.text.clean import CleanConfig, clean_documents, language
 from danlu.text.corpus import SPLITS, CorpusWriter, read_parquet
-from danlu.text.dedup import deduplicate
+from danlu.text.dedup import deduplicate, drop_repeated_paragraphs
 from danlu.text.read import SourceConfig, group_of, read_documents
 
 KIND = "corpus"
@@ -49,6 +49,7 @@ class Settings(Config):
     heldout: list[str] = Field(default=[], description="patterns (* and ?) of sources and ids that are held out")
     heldout_share: float = Field(default=0.02, ge=0, le=0.5, description="share of the groups that is held out by hash")
     heldout_bytes: int | None = Field(default=None, ge=0, description="most that a category holds out by hash")
+    dedup_paragraphs: bool = Field(default=False, description="paragraphs that stood earlier are dropped")
     strict: bool = Field(default=False, description="the first refused row is an error")
 
 
@@ -76,7 +77,8 @@ def run(context: Context) -> dict[str, Any]:
     """Writes the corpus into the work folder and returns rows and bytes per category."""
     settings: Settings = context.settings
     ledger = Ledger()
-    for name in (*(f"read:{source.path}" for source in settings.sources), "clean", "dedup"):
+    for name in (*(f"read:{source.path}" for source in settings.sources), "clean", "dedup",
+                 *(["paragraphs"] if settings.dedup_paragraphs else [])):
         ledger.station(name)  # in the order of the road, whichever a lazy reader asks for first
     spool = context.work / "all.parquet"
     groups = _read_all(context, ledger, spool)
@@ -140,7 +142,8 @@ def _read_all(context: Context, ledger: Ledger, spool: Path) -> Groups:
     settings: Settings = context.settings
     groups = Groups([], {}, set())
     grouping = ""
-    for name in (*(f"read:{source.path}" for source in settings.sources), "clean", "dedup"):
+    for name in (*(f"read:{source.path}" for source in settings.sources), "clean", "dedup",
+                 *(["paragraphs"] if settings.dedup_paragraphs else [])):
         ledger.station(name)  # in the order of the road, not of the generators' first steps
 
     def documents() -> Iterator[Document]:
@@ -152,7 +155,10 @@ def _read_all(context: Context, ledger: Ledger, spool: Path) -> Groups:
 
     total = sum(file.stat().st_size for input in context.inputs.values() for file in input.files)
     with context.progress("reading", total=total or None) as bar, CorpusWriter(spool) as writer:
-        for number, document in enumerate(deduplicate(documents(), ledger), 1):
+        found = deduplicate(documents(), ledger)
+        if settings.dedup_paragraphs:
+            found = drop_repeated_paragraphs(found, ledger)
+        for number, document in enumerate(found, 1):
             group = Group(document.category, group_of(document, grouping))
             size = groups.sizes.setdefault(group, Size())
             size.bytes += len(document.text.encode())

@@ -25,6 +25,8 @@ from danlu.core.records import Document, Message
 from danlu.pipeline.context import FILES, HUB, TASK, Context, Forecast, Input, Reference
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from danlu.evals.figures import Answered, BitsRow, Curve, ModelEntry, Report, SkillRow
     from danlu.evals.generative import Question
     from danlu.models.load import Loaded
@@ -135,7 +137,7 @@ def figures(report: "Report") -> dict[str, float | int]:
     return named
 
 
-def published(context: Context, artifact: Artifact) -> None:
+def published(artifact: Artifact, console: "Console") -> None:
     """Puts the newest report beside the artifacts' folders, where people look: `runs/<recipe>/<step>/report.html`."""
     from danlu.evals.report import FILES as REPORT_FILES
 
@@ -146,7 +148,7 @@ def published(context: Context, artifact: Artifact) -> None:
             write_atomic(place / name, source.read_bytes())
         else:
             (place / name).unlink(missing_ok=True)  # of an older report that had more to show
-    context.console.print(f"The report: {place / 'report.html'}", highlight=False, markup=False)
+    console.print(f"The report: {place / 'report.html'}", highlight=False, markup=False)
 
 
 def _heldout(context: Context, notes: list[str]) -> dict[str, list[Document]]:
