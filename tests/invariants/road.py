@@ -19,9 +19,6 @@ from harness import Failed, Kill, die_after, die_before, run, run_until_done, se
 from rich.console import Console
 
 import danlu.pipeline.stages.corpus as corpus_stage
-import danlu.pipeline.stages.pt  # imported here, so that no child has to
-import danlu.pipeline.stages.sft
-import danlu.pipeline.stages.tokenizer
 from danlu.core import artifact
 from danlu.models import load
 from danlu.pipeline import examples
@@ -72,7 +69,7 @@ steps:
 def make_inputs(folder: Path) -> None:
     """Texts and dialogues, with some dirt that the ledger has to count."""
     draw = random.Random(0)
-    words = "copper river seven garden letter cloud winter stone engine paper".split()
+    words = ["copper", "river", "seven", "garden", "letter", "cloud", "winter", "stone", "engine", "paper"]
     (folder / "texts").mkdir()
     for number in range(12):
         lines = [" ".join(draw.choices(words, k=9)) + "." for _ in range(12)]

@@ -10,7 +10,7 @@ example is predicted by nothing and can have no site.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ class Layout:
     trees: tuple[Tree, ...]
     documents_T: Tensor
     branches_T: Tensor
+    plans: dict[str, Any] = field(default_factory=dict, compare=False)  # what a backend derives from the trees, once
 
     def mask(self) -> Tensor:
         """Boolean [T, T]: query (row) may see key (column)."""
@@ -80,7 +81,7 @@ class Batch:
         moved: dict[str, Any] = {item.name: value.to(device) for item in fields(self)
                                  if isinstance(value := getattr(self, item.name), Tensor)}
         layout = self.layout and replace(self.layout, documents_T=self.layout.documents_T.to(device),
-                                         branches_T=self.layout.branches_T.to(device))
+                                         branches_T=self.layout.branches_T.to(device), plans={})
         columns = {name: column.to(device) for name, column in self.columns.items()}
         return replace(self, layout=layout, columns=columns, **moved)
 

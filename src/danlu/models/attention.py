@@ -4,14 +4,15 @@ transformers lets a function be registered by name as a model's attention and ha
 model is called with. So no model code is changed: `model.model(input_ids=…, position_ids=…, layout=layout)` arrives here
 with the batch's layout. Without a layout the function raises, because a mask-less call would silently mix documents.
 
-Each tree is one exact call of torch's fused attention: documents of equal length that lie side by side are one batched
-call; a further branch attends to [stem, branch] under a mask. What a model asks for beyond that (logit soft caps, sinks)
-raises `UnsupportedAttention`, and the loader falls back to padded rows.
+Plain documents (one branch) of similar length are laid side by side, filled up at their ends, and attended to in one
+causal call: the filling comes after every real token, so no real query sees it and its gradient is zero. A tree with
+several branches is attended to branch by branch, to [stem, branch], under a mask. What a model asks for beyond that (logit
+soft caps, sinks) raises `UnsupportedAttention`, and the loader falls back to padded rows.
 
 Legend: H heads, T positions, L positions of one tree, D head width.
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from danlu.core.errors import DanluError
 from danlu.data.batch import Layout, Tree
 
 NAME = "danlu"
+FILL = 0.6  # a document this much shorter than a group's longest begins a group of its own
 
 
 class UnsupportedAttention(DanluError):
@@ -45,36 +47,67 @@ def packed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tenso
     if softcap is not None or s_aux is not None or position_bias is not None or attention_mask is not None or not causal:
         raise UnsupportedAttention(f"{type(module).__name__} uses a soft cap, sinks, a bias or an attention that is "
                                    "not causal, which packed trees do not have")
-    lengths = [count * trees[0].length for count, trees in _runs(layout)]
+    if "packed" not in layout.plans:
+        layout.plans["packed"] = _plan(layout, query.device)
+    plan = layout.plans["packed"]
+    q_THD, k_THD, v_THD = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
     outputs = []
-    for (count, trees), q, k, v in zip(_runs(layout), query.split(lengths, 2), key.split(lengths, 2),
-                                       value.split(lengths, 2), strict=True):
-        outputs.append(_run(count, trees[0], q, k, v, scaling, dropout, sliding_window))
-    return torch.cat(outputs, 1), None
+    for places, count in plan.groups:
+        def side_by_side(x_THD: Tensor, places: Tensor = places, count: int = count) -> Tensor:  # → [count, H, L, D]
+            return x_THD.index_select(0, places).unflatten(0, (count, -1)).transpose(1, 2)
+        out = _attend(side_by_side(q_THD), side_by_side(k_THD), side_by_side(v_THD), 0, scaling, dropout, sliding_window)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    for tree in plan.trees:
+        part = slice(tree.start, tree.start + tree.length)
+        outputs.append(_tree(tree, query[:, :, part], key[:, :, part], value[:, :, part], scaling, dropout,
+                             sliding_window))
+    if len(outputs) == 1 and plan.order is None:
+        return outputs[0][None], None
+    joined = torch.cat(outputs)
+    return (joined if plan.order is None else joined.index_select(0, plan.order))[None], None
 
 
-def _runs(layout: Layout) -> Iterator[tuple[int, list[Tree]]]:
-    """Neighbouring plain trees of equal length together, every other tree alone: (how many, the trees)."""
-    run: list[Tree] = []
-    for tree in layout.trees:
-        plain = len(tree.branches) == 1
-        if run and not (plain and len(run[0].branches) == 1 and tree.length == run[0].length):
-            yield len(run), run
-            run = []
-        run.append(tree)
-    if run:
-        yield len(run), run
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How a row is attended to: groups of plain documents (the place of each position, how many documents), trees with
+    several branches, and where each of the row's positions stands in the outputs laid end to end (None: in place)."""
+
+    groups: list[tuple[Tensor, int]]
+    trees: list[Tree]
+    order: Tensor | None
 
 
-def _run(count: int, tree: Tree, q: Tensor, k: Tensor, v: Tensor, scaling: float | None, dropout: float,
-         window: int | None) -> Tensor:
-    """The output [1, count·L, H, D] of `count` plain trees of one length, or of one tree with branches."""
-    length = tree.length
-    if len(tree.branches) == 1:
-        def side_by_side(x: Tensor) -> Tensor:  # [1, H, count·L, D] → [count, H, L, D], a view
-            return x[0].unflatten(1, (count, length)).transpose(0, 1)
-        out = _attend(side_by_side(q), side_by_side(k), side_by_side(v), 0, scaling, dropout, window)
-        return out.transpose(1, 2).reshape(1, count * length, q.shape[1], v.shape[3])
+def _plan(layout: Layout, device: torch.device) -> _Plan:
+    plain = sorted((tree for tree in layout.trees if len(tree.branches) == 1), key=lambda tree: (-tree.length, tree.start))
+    several = [tree for tree in layout.trees if len(tree.branches) > 1]
+    groups: list[list[Tree]] = []
+    for tree in plain:
+        if tree.length:
+            if not groups or tree.length < FILL * groups[-1][0].length:
+                groups.append([])
+            groups[-1].append(tree)
+    order = torch.empty(len(layout.documents_T), dtype=torch.long)
+    placed, done = [], 0
+    for group in groups:
+        longest = group[0].length
+        within = torch.arange(longest)
+        # positions after a document's end repeat its last token: anything will do there
+        places = torch.stack([tree.start + within.clamp(max=tree.length - 1) for tree in group])
+        for row, tree in enumerate(group):
+            first = done + row * longest
+            order[tree.start:tree.start + tree.length] = torch.arange(first, first + tree.length)
+        placed.append((places.flatten().to(device), len(group)))
+        done += longest * len(group)
+    for tree in several:
+        order[tree.start:tree.start + tree.length] = torch.arange(done, done + tree.length)
+        done += tree.length
+    in_place = bool(torch.equal(order, torch.arange(len(order)))) and done == len(order)
+    return _Plan(placed, several, None if in_place else order.to(device))
+
+
+def _tree(tree: Tree, q: Tensor, k: Tensor, v: Tensor, scaling: float | None, dropout: float, window: int | None
+          ) -> Tensor:
+    """The output [L, H, D] of one tree with several branches."""
     sizes = [tree.stem + tree.branches[0], *tree.branches[1:]]  # the stem rides with the first branch
     parts = []
     stem_k, stem_v = k[:, :, :tree.stem], v[:, :, :tree.stem]
@@ -83,7 +116,7 @@ def _run(count: int, tree: Tree, q: Tensor, k: Tensor, v: Tensor, scaling: float
             k_part, v_part = torch.cat([stem_k, k_part], 2), torch.cat([stem_v, v_part], 2)
         if q_part.shape[2]:
             parts.append(_attend(q_part, k_part, v_part, tree.stem if number else 0, scaling, dropout, window))
-    return torch.cat(parts, 2).transpose(1, 2)
+    return torch.cat(parts, 2)[0].transpose(0, 1)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, past: int, scaling: float | None, dropout: float,

@@ -21,6 +21,7 @@ from danlu.models import attention
 from danlu.models.adapters import AdapterConfig, add_adapters, merge
 from danlu.models.root import Root, check_head
 
+transformers_logging.disable_progress_bar()  # danlu has its own
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                    "chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
 
@@ -97,7 +98,6 @@ def new_config(architecture: Mapping[str, Any], tokenizer: Any | None, vocab_siz
 
 def _ready(lm: PreTrainedModel, tokenizer_folder: str, device: torch.device | str, adapters: AdapterConfig | None,
            seed: int) -> Loaded:
-    transformers_logging.disable_progress_bar()  # danlu has its own
     tokenizer = load_tokenizer(tokenizer_folder)
     rows = int(lm.get_input_embeddings().weight.size(0))  # type: ignore[operator]
     if len(tokenizer) > rows:

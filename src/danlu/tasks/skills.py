@@ -1,6 +1,6 @@
 """Small skills in English and Chinese that a model of a few million parameters can learn on a laptop.
 
-Copying and reversing lists, reversing digits, comparing and adding numbers, numbers in words, going on with a series,
+Copying and reversing lists, reversing digits, comparing and adding numbers, digits in words, counting on,
 counting, picking from a list, and telling kinds of things apart. Prompts and answers are short.
 """
 
@@ -8,18 +8,18 @@ import random
 from collections.abc import Iterator
 
 from danlu.tasks.task import Ask, Family, Problem
-from danlu.tasks.words import ALL_WORDS, WORDS, Language, chinese, english, listed
+from danlu.tasks.words import ALL_WORDS, WORDS, Language, listed, spelled
 
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
 PHRASES: dict[str, dict[Language, tuple[str, ...]]] = {
     "copy": {
-        "en": ("Repeat: {}", "Copy this list: {}", "Say it again: {}"),
-        "zh": ("重复：{}", "请照抄：{}", "再说一遍：{}"),
+        "en": ("Repeat: {}", "Copy this list: {}"),
+        "zh": ("重复：{}", "请照抄：{}"),
     },
     "reverse": {
-        "en": ("Reverse the list: {}", "Say it backwards: {}", "In reverse order: {}"),
-        "zh": ("倒过来说：{}", "把顺序反过来：{}", "从后往前说：{}"),
+        "en": ("Reverse the list: {}", "Say it backwards: {}"),
+        "zh": ("倒过来说：{}", "把顺序反过来：{}"),
     },
     "digits": {
         "en": ("Reverse the digits of {}.", "Write {} backwards."),
@@ -34,20 +34,20 @@ PHRASES: dict[str, dict[Language, tuple[str, ...]]] = {
         "zh": ("{}和{}哪个小？", "{}与{}，较小的数是哪个？"),
     },
     "add": {
-        "en": ("What is {} + {}?", "Add {} and {}.", "{} plus {} is what?"),
-        "zh": ("{}加{}等于几？", "计算：{}+{}", "{}与{}的和是几？"),
+        "en": ("What is {} + {}?", "Add {} and {}."),
+        "zh": ("{}加{}等于几？", "计算：{}+{}"),
     },
     "to_words": {
-        "en": ("Write {} in words.", "How do you say {} in words?"),
-        "zh": ("用汉字写出{}。", "{}用汉字怎么写？"),
+        "en": ("Write {} in words.", "Read the digits of {}."),
+        "zh": ("用汉字写出{}。", "把{}逐个读出来。"),
     },
     "to_digits": {
         "en": ("Write {} in digits.", "Which number is {}?"),
         "zh": ("用数字写出{}。", "{}用数字怎么写？"),
     },
     "next": {
-        "en": ("What comes next: {}?", "Continue: {}", "Next number after {}?"),
-        "zh": ("接着数：{}", "{}，下一个数是几？", "{}后面是几？"),
+        "en": ("Which number comes after {}?", "Count on from {}."),
+        "zh": ("{}后面是几？", "{}的下一个数是几？"),
     },
     "count": {
         "en": ("How many words: {}?", "Count the words: {}"),
@@ -86,23 +86,23 @@ def _shuffled(generator: random.Random, problems: list[Problem]) -> Iterator[Pro
 
 
 def copy(generator: random.Random) -> Iterator[Problem]:
-    """Two to four words, as they are."""
-    for language, words in _lists(generator, 2, 4):
+    """One to three words, as they are."""
+    for language, words in _lists(generator, 1, 3):
         text = listed(words, language)
         yield Problem(text, tuple(_asks("copy", language, text, text)))
 
 
 def reverse(generator: random.Random) -> Iterator[Problem]:
-    """Two to four words in reverse order; a list and its reverse are one problem."""
-    for language, words in _lists(generator, 2, 4):
+    """Two or three words in reverse order; a list and its reverse are one problem."""
+    for language, words in _lists(generator, 2, 3):
         text, back = listed(words, language), listed(words[::-1], language)
         yield Problem(min(text, back), tuple(_asks("reverse", language, back, text)))
 
 
 def digits(generator: random.Random) -> Iterator[Problem]:
-    """Two to four digits in reverse order; the first and the last are not 0."""
+    """Two or three digits in reverse order; the first and the last are not 0."""
     while True:
-        text = str(generator.randrange(10, 10 ** generator.randint(2, 4)))
+        text = str(generator.randrange(10, 10 ** generator.randint(2, 3)))
         if text[-1] != "0":
             back = text[::-1]
             yield Problem(min(text, back), tuple(
@@ -122,21 +122,24 @@ def compare(generator: random.Random) -> Iterator[Problem]:
 
 
 def add(generator: random.Random) -> Iterator[Problem]:
-    """Sums below 40; a + b and b + a are one problem."""
+    """A number of two digits and one of one digit, without a carry; a + b and b + a are one problem."""
     problems = []
-    for a in range(40):
-        for b in range(a, 40 - a):
-            orders = [(a, b)] if a == b else [(a, b), (b, a)]
+    for a in range(10, 100):
+        for b in range(1, 10 - a % 10):
             problems.append(Problem(f"{a} {b}", tuple(
-                ask for language in LANGUAGES for pair in orders for ask in _asks("add", language, str(a + b), *pair))))
+                ask for language in LANGUAGES for pair in ((a, b), (b, a))
+                for ask in _asks("add", language, str(a + b), *pair))))
     return _shuffled(generator, problems)
 
 
 def numerals(generator: random.Random) -> Iterator[Problem]:
-    """Numbers below 1000 in words and back; a number is held out in both directions and both languages."""
+    """Digits to words and back, one by one: 472 is “four seven two” and 四七二.
+
+    A number is held out in both directions and both languages.
+    """
     problems = []
-    for number in range(1000):
-        words: dict[Language, str] = {"en": english(number), "zh": chinese(number)}
+    for number in range(10, 1000):
+        words: dict[Language, str] = {language: spelled(number, language) for language in LANGUAGES}
         problems.append(Problem(str(number), tuple(
             ask for language in LANGUAGES
             for ask in (*_asks("to_words", language, words[language], number),
@@ -144,16 +147,11 @@ def numerals(generator: random.Random) -> Iterator[Problem]:
     return _shuffled(generator, problems)
 
 
-def series(generator: random.Random) -> Iterator[Problem]:
-    """The number after three that go up by 1, 2, 5 or 10, or down by 1."""
-    problems = []
-    for step in (1, 2, 5, 10, -1):
-        for start in range(3 if step < 0 else 0, 100):
-            terms = [str(start + step * place) for place in range(3)]
-            problems.append(Problem(" ".join(terms), tuple(
-                ask for language in LANGUAGES
-                for ask in _asks("next", language, str(start + 3 * step), listed(terms, language)))))
-    return _shuffled(generator, problems)
+def successor(generator: random.Random) -> Iterator[Problem]:
+    """The number after one below 1000."""
+    return _shuffled(generator, [Problem(str(number), tuple(
+        ask for language in LANGUAGES for ask in _asks("next", language, str(number + 1), number)))
+        for number in range(10, 999)])
 
 
 def count(generator: random.Random) -> Iterator[Problem]:
@@ -164,8 +162,8 @@ def count(generator: random.Random) -> Iterator[Problem]:
 
 
 def pick(generator: random.Random) -> Iterator[Problem]:
-    """The first or the last of two to four words."""
-    for language, words in _lists(generator, 2, 4):
+    """The first or the last of two or three words."""
+    for language, words in _lists(generator, 2, 3):
         text = listed(words, language)
         yield Problem(text, (*_asks("first", language, words[0], text), *_asks("last", language, words[-1], text)))
 
@@ -185,6 +183,6 @@ def kind(generator: random.Random) -> Iterator[Problem]:
 
 FAMILIES = (
     Family("copy", copy), Family("reverse", reverse), Family("digits", digits), Family("compare", compare),
-    Family("add", add), Family("numerals", numerals), Family("next", series), Family("count", count),
+    Family("add", add), Family("numerals", numerals), Family("next", successor), Family("count", count),
     Family("pick", pick), Family("kind", kind),
 )

@@ -1,4 +1,4 @@
-"""The words that tasks are made of, and numbers in words."""
+"""The words that tasks are made of, and digits in words."""
 
 from typing import Literal
 
@@ -22,10 +22,10 @@ ALL_WORDS: dict[Language, tuple[str, ...]] = {
     language: tuple(word for words in groups.values() for word in words) for language, groups in WORDS.items()}
 JOINT: dict[Language, str] = {"en": ", ", "zh": "、"}
 
-_ONES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-         "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
-_TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_DIGITS = "零一二三四五六七八九"
+DIGITS: dict[Language, tuple[str, ...]] = {
+    "en": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    "zh": ("零", "一", "二", "三", "四", "五", "六", "七", "八", "九"),
+}
 
 
 def listed(words: tuple[str, ...] | list[str], language: Language) -> str:
@@ -33,28 +33,6 @@ def listed(words: tuple[str, ...] | list[str], language: Language) -> str:
     return JOINT[language].join(words)
 
 
-def english(number: int) -> str:
-    """0 to 999 in English words: 23 is twenty-three, 205 two hundred and five."""
-    assert 0 <= number < 1000
-    if number < 20:
-        return _ONES[number]
-    if number < 100:
-        return _TENS[number // 10] + (f"-{_ONES[number % 10]}" if number % 10 else "")
-    rest = f" and {english(number % 100)}" if number % 100 else ""
-    return f"{_ONES[number // 100]} hundred{rest}"
-
-
-def chinese(number: int) -> str:
-    """0 to 999 in Chinese: 12 is 十二, 23 二十三, 105 一百零五, 110 一百一十."""
-    assert 0 <= number < 1000
-    hundreds, tens, ones = number // 100, number // 10 % 10, number % 10
-    if number < 10:
-        return _DIGITS[number]
-    if number < 20:
-        return "十" + (_DIGITS[ones] if ones else "")
-    text = f"{_DIGITS[hundreds]}百" if hundreds else ""
-    if tens:
-        text += f"{_DIGITS[tens]}十"
-    elif hundreds and ones:
-        text += "零"
-    return text + (_DIGITS[ones] if ones else "")
+def spelled(number: int, language: Language) -> str:
+    """A number's digits in words, one by one: 205 is “two zero five” or 二零五."""
+    return {"en": " ", "zh": ""}[language].join(DIGITS[language][int(digit)] for digit in str(number))
