@@ -28,7 +28,7 @@ bench: .venv/.test
 	$(BIN)/python bench/peers.py
 
 # every check and timing that needs a GPU
-gpu:
+gpu: .venv/.run
 	$(BIN)/python bench/gpu.py
 
 .venv/bin/python:

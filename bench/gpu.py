@@ -45,7 +45,8 @@ def new_root() -> Root:
     """A random Llama in float32."""
     torch.manual_seed(0)
     root = Root(AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32))
-    assert why_not_packed(root) is None
+    reason = why_not_packed(root)  # sets the attention, too
+    assert reason is None, reason
     return root
 
 

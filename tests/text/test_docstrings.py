@@ -40,7 +40,7 @@ def test_odd_source_files_are_refused_not_fatal(package: Path, ledger: Ledger) -
     found = {document.id: document.text for document in
              read_documents(SourceConfig(path="docstrings:tinypackage"), Path(), ledger)}
     ledger.check()
-    assert found["tinypackage.cookie"] == "tinypackage.cookie\n\ncafé\n"
+    assert found["tinypackage.cookie"] == "café\n"
     refused = {item.where.partition(":")[0] for item in ledger.quarantined}
     assert refused == {f"tinypackage.{name}" for name in ("nul", "latin", "deep", "sub.broken")}
     assert "tinypackage.half" not in found

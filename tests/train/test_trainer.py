@@ -104,19 +104,26 @@ def test_going_on_after_any_step_gives_the_same_bits(tmp_path, stop: int) -> Non
 
 
 def test_evaluations_come_when_due_and_at_the_end(tmp_path) -> None:
-    trainer = make_trainer(tmp_path / "out", settings(eval_steps=3), evaluate=evaluations(3.0, 2.0, 4.0))
+    trainer = make_trainer(tmp_path / "out", settings(eval_steps=3), evaluate=evaluations(9.0, 3.0, 2.0, 4.0))
     for _ in trainer.fit():
         assert trainer.root.training
     lines = [entry for entry in read_log(tmp_path / "out") if "eval_loss" in entry]
-    assert lines == [{"step": 3, "eval_loss": 3.0, "eval_accuracy": 0.5},
+    assert lines == [{"step": 0, "eval_loss": 9.0, "eval_accuracy": 0.5},
+                     {"step": 3, "eval_loss": 3.0, "eval_accuracy": 0.5},
                      {"step": 6, "eval_loss": 2.0, "eval_accuracy": 0.5},
                      {"step": 8, "eval_loss": 4.0, "eval_accuracy": 0.5}]
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith("best")]
 
 
-def test_without_eval_steps_the_end_is_evaluated(tmp_path) -> None:
-    list(make_trainer(tmp_path / "out", evaluate=evaluations(3.0)).fit())
-    assert [entry["step"] for entry in read_log(tmp_path / "out") if "eval_loss" in entry] == [8]
+def test_without_eval_steps_the_beginning_and_the_end_are_evaluated(tmp_path) -> None:
+    list(make_trainer(tmp_path / "out", evaluate=evaluations(9.0, 3.0)).fit())
+    assert [entry["step"] for entry in read_log(tmp_path / "out") if "eval_loss" in entry] == [0, 8]
+
+
+def test_an_end_before_the_first_checkpoint_leaves_no_second_evaluation_in_the_log(tmp_path) -> None:
+    next(make_trainer(tmp_path / "out", evaluate=evaluations(9.0, 3.0)).fit())
+    list(make_trainer(tmp_path / "out", evaluate=evaluations(9.0, 3.0)).fit())
+    assert [entry["step"] for entry in read_log(tmp_path / "out") if "eval_loss" in entry] == [0, 8]
 
 
 def test_the_best_weights_are_loaded_at_the_end(tmp_path) -> None:

@@ -119,7 +119,8 @@ def publish(work: Path, final: Path, *, kind: str, fingerprint: str, parents: Ma
             config: Mapping[str, Any], metrics: Mapping[str, Any], code: str) -> Artifact:
     """Finishes the work folder with a manifest and renames it to `final`, which must not exist."""
     with disk_errors(work):
-        (work / MANIFEST).unlink(missing_ok=True)
+        for path in (work / MANIFEST, *work.glob(f".{MANIFEST}.*.tmp")):  # of a publication that was interrupted
+            path.unlink(missing_ok=True)
         paths = files_below(work)
         for path in paths:
             sync(path)

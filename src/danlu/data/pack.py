@@ -8,8 +8,7 @@ from danlu.core.examples import Example
 def micro_batches(examples: Sequence[Example], micro_batch_tokens: int) -> list[list[Example]]:
     """Groups of examples with at most so many tokens each, in order; a longer example stands alone.
 
-    The number of groups is the least that the order allows, and then the groups are made alike in size, so that the
-    last one is no short remainder (a model is fastest on even work).
+    The groups are made about alike in size, so that the last one is no short remainder (a model is fastest on even work).
     """
     groups: list[list[Example]] = []
     room = 0

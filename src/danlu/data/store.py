@@ -62,7 +62,7 @@ class _Writer:
                 self.targets += example.num_targets
                 self.labels.append((self.sources.setdefault(example.source, len(self.sources)),
                                     self.categories.setdefault(example.category, len(self.categories))))
-                ids.write(example.id.replace("\n", " ") + "\n")
+                ids.write(" ".join(example.id.splitlines()) + "\n")
 
     def _check(self, example: Example) -> None:
         for segment in (example.stem, *(branch.tokens for branch in example.branches)):
@@ -159,7 +159,7 @@ class ExampleStore:
     def id(self, index: int) -> str:
         """Where an example came from, as the record said."""
         if self._ids is None:
-            self._ids = (self.folder / "ids.txt").read_text(encoding="utf-8").split("\n")
+            self._ids = (self.folder / "ids.txt").read_bytes().decode("utf-8").split("\n")
         return self._ids[index]
 
     def _segment(self, index: int) -> slice:

@@ -63,6 +63,8 @@ class Root(nn.Module):
         with torch.autocast(batch.input_ids_BT.device.type, self.autocast, enabled=self.autocast is not None):
             hidden = self.hidden(batch)
         site_SD = hidden.index_select(0, batch.site_index_S)
+        if self.autocast is not None:
+            site_SD = site_SD.to(self.autocast)  # the head's products too; its softmax and sums stay in float32
         output = self.lm.get_output_embeddings()
         options: dict[str, Any] = {"bias_V": output.bias, "shape": self.shape, "workspace": self._workspace}
         if coefficients_S is None:

@@ -32,9 +32,6 @@ class Reading(Protocol):
 class Language:
     """The objective of pre-training and supervised fine-tuning."""
 
-    unit = "token"
-    couples_branches = False
-
     def count(self, batch: Batch) -> float:
         """Σ w: how many units this micro-batch brings to the step's denominator."""
         return float(batch.site_weight_S.double().sum())

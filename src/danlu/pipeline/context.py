@@ -148,6 +148,11 @@ class SingleProcess:
         return ok
 
 
+def kept_beside(work: Path) -> Path:
+    """Where a stage keeps what survives an interruption of the work in that folder."""
+    return work.with_name(f"{work.name}.keep")
+
+
 class Progress(Protocol):
     """What `Context.progress` gives inside its `with`."""
 
@@ -179,6 +184,11 @@ class Context:
     base: Path
     world: World
     console: "Console"
+
+    @property
+    def keep(self) -> Path:
+        """A folder beside `work` for what an interruption must not cost, such as checkpoints; gone once all is published."""
+        return kept_beside(self.work)
 
     def progress(self, description: str, total: float | None = None) -> AbstractContextManager[Progress]:
         """A progress bar with the time left; sparse plain lines where the output is no terminal."""

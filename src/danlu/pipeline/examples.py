@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from danlu import __version__
 from danlu.core.artifact import Artifact, digest, fresh_folder, open_artifact, publish
@@ -39,6 +39,12 @@ class DataConfig(Config):
     max_samples: int | None = Field(None, ge=1, description="records taken from each dataset; prompts from each task")
     category: str | None = Field(None, description="the label by which losses are reported; default by kind of data")
 
+    @model_validator(mode="after")
+    def _held_out_once(self) -> "DataConfig":
+        if self.val_size and self.eval_dataset is not None:
+            raise ValueError("val_size and eval_dataset cannot both be set")
+        return self
+
     def datasets(self) -> list[str]:
         """The training data, as a list."""
         return [self.dataset] if isinstance(self.dataset, str) else list(self.dataset)
@@ -52,11 +58,12 @@ class DataConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a stage makes its examples: `read` gives (training records, held-out records), `encode` their Examples."""
+    """How a stage makes its examples: `read` gives (training records, held-out records) and counts each in its own
+    ledger, `encode` makes their Examples."""
 
     settings: dict[str, Any]
     vocab_size: int
-    read: Callable[[Ledger], tuple[Iterable[Any], Iterable[Any]]]
+    read: Callable[[Ledger, Ledger], tuple[Iterable[Any], Iterable[Any]]]
     encode: Callable[[Iterable[Any], Ledger], Iterator[Example]]
 
 
@@ -85,6 +92,8 @@ def prepare(context: Context, recipe: Recipe) -> Prepared:
     if not everyone:
         raise DataError("the main process could not prepare the examples; its message says why")
     artifact = open_artifact(final, kind="examples", deep=context.world.is_main)
+    if artifact.fingerprint != key:
+        raise DataError("holds other examples than this step needs", where=str(final), hint="Remove that folder.")
     held_out = ExampleStore(final / "eval") if (final / "eval").is_dir() else None
     return Prepared(artifact, ExampleStore(final / "train"), held_out)
 
@@ -95,7 +104,7 @@ def _write(context: Context, recipe: Recipe, final: Path, key: str, parents: dic
     for text, item in context.inputs.items():
         if item.kind in (FILES, DOCSTRINGS) and not item.produces:
             ledger.station(f"read:{text}")  # first on the road, though a lazy reader asks for it last
-    train, held_out = recipe.read(ledger)
+    train, held_out = recipe.read(ledger, held_out_ledger)
     counts = {}
     with context.progress("preparing examples") as bar:
         for name, records, book in (("train", train, ledger), ("eval", held_out, held_out_ledger)):
@@ -109,6 +118,8 @@ def _write(context: Context, recipe: Recipe, final: Path, key: str, parents: dic
         dropped = {reason: count["rows"] for station in reasons for reason, count in station["dropped"].items()}
         told = ", ".join(f"{count} × {reason}" for reason, count in dropped.items() if count) or "no record was found"
         raise DataError(f"the dataset gives nothing to train on: {told}", where=", ".join(parents))
+    if counts["eval"]["num_examples"] == 0 and recipe.settings["eval_dataset"] is not None:
+        raise DataError("the eval_dataset gives nothing to evaluate on", where=str(recipe.settings["eval_dataset"]))
     if counts["eval"]["num_examples"] == 0:
         for path in (work / "eval").iterdir():
             path.unlink()

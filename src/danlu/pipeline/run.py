@@ -8,6 +8,7 @@ to it. So whatever stops the process, nothing is half-published, and the same co
 """
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from danlu.core.artifact import (
     write_atomic,
 )
 from danlu.core.errors import ConfigError, DanluError
-from danlu.pipeline.context import Context, Input, SingleProcess, World
+from danlu.pipeline.context import Context, Input, SingleProcess, World, kept_beside
 from danlu.pipeline.lock import hold
 from danlu.pipeline.plan import Plan, PlannedStep, check, plan
 from danlu.pipeline.progress import show_duration, show_fields
@@ -204,6 +205,7 @@ class _Runner:
         publish(planned.work, planned.folder, kind=planned.step.module.KIND, fingerprint=planned.fingerprint,
                 parents={text: found.fingerprint for text, found in inputs.items()}, config=planned.config,
                 metrics=metrics, code=code_version())
+        shutil.rmtree(kept_beside(planned.work), ignore_errors=True)
         self.verified.add(planned.folder)  # every byte was read for the manifest a moment ago
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from danlu.core.artifact import fresh_folder
 from danlu.core.config import Config, free
-from danlu.core.errors import ConfigError
+from danlu.core.errors import ConfigError, DataError
 from danlu.pipeline.context import Amount, Context, Forecast, Input
 from danlu.pipeline.examples import DataConfig, Prepared
 
@@ -42,15 +43,16 @@ def run_training(context: Context, settings: Any, prepared: Prepared, load: "Cal
     import torch
 
     from danlu.data.loader import Loader
-    from danlu.models.load import save_model
+    from danlu.models.load import check_length, save_model
     from danlu.objectives.language import Language
-    from danlu.train.checkpoint import remove_all
     from danlu.train.evaluate import held_out_loss
     from danlu.train.parallel import World, shard
     from danlu.train.trainer import DEFAULT_MICRO_BATCH_TOKENS, Trainer
 
     world = World.current(None if settings.device == "auto" else settings.device)
     loaded = load()
+    check_length(loaded.lm.config, settings.cutoff_len)
+    context.keep.mkdir(parents=True, exist_ok=True)
     if settings.precision == "bf16" or (settings.precision == "auto" and world.device.type == "cuda"):
         loaded.root.autocast = torch.bfloat16
     if settings.gradient_checkpointing:
@@ -62,7 +64,7 @@ def run_training(context: Context, settings: Any, prepared: Prepared, load: "Cal
         tokens = settings.micro_batch_tokens or DEFAULT_MICRO_BATCH_TOKENS[world.device.type]
         evaluate = held_out_loss(prepared.held_out, world, tokens)
     trainer = Trainer(shard(loaded.root, world), Language(),
-                      Loader(prepared.train, seed=context.seed, **settings.batch_size()), settings, context.work, world,
+                      Loader(prepared.train, seed=context.seed, **settings.batch_size()), settings, context.keep, world,
                       context.seed, context.fingerprint, evaluate=evaluate, say=context.console.print)
     last = None
     with context.progress(f"training {context.step}", total=trainer.total_steps) as bar:
@@ -70,11 +72,17 @@ def run_training(context: Context, settings: Any, prepared: Prepared, load: "Cal
             bar.update(last.step, loss=last.loss, tokens_per_second=last.num_tokens / max(last.seconds, 1e-9))
     whole = _whole(loaded, load, world)
     if whole is not None:
+        if trainer.state.num_skipped == trainer.state.step:
+            raise DataError("no step of this training had a finite loss and gradient; nothing was learned or saved",
+                            hint="Lower learning_rate, or look at the data with `danlu inspect`.")
+        fresh_folder(context.work)  # without what an interrupted saving left
         save_model(whole, context.work, stop_ids)
+        for name in ("trainer_log.jsonl", "timings.jsonl", "training_loss.png"):
+            if (context.keep / name).exists():
+                shutil.copyfile(context.keep / name, context.work / name)
         for name in ("ledger.json", "quarantine.jsonl"):
             if (prepared.artifact.folder / name).exists():
                 shutil.copyfile(prepared.artifact.folder / name, context.work / name)
-        remove_all(context.work)  # a published model does not depend on where its training was saved on the way
     return _metrics(context.work, prepared, trainer.state) if world.is_main else {}
 
 
@@ -132,7 +140,7 @@ def forecast_training(settings: Any, inputs: Mapping[str, Input], config: Any, *
         else:
             data_bytes += sum(path.stat().st_size for path in item.files)
     tokens = data_bytes / ASSUMED_BYTES_PER_TOKEN
-    examples = records or max(1.0, tokens / mean_length)
+    examples = records + max(1.0, (tokens - records * task_tokens) / mean_length)
     per_step = settings.global_batch_tokens or settings.global_batch_size * tokens / examples
     if settings.max_steps:
         steps, exact = float(settings.max_steps), True

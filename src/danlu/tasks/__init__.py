@@ -6,7 +6,7 @@
 
 from danlu.core.records import Dialogue
 from danlu.tasks.skills import FAMILIES
-from danlu.tasks.task import Mixture, Task, counts, dialogues_of, find
+from danlu.tasks.task import Mixture, Split, Task, counts, dialogues_of, find
 
 TASKS: dict[str, Task] = {family.name: family for family in FAMILIES}
 TASKS["skills"] = Mixture("skills", FAMILIES)
@@ -19,6 +19,6 @@ def task(name: str) -> Task:
     return find(TASKS, name)
 
 
-def task_dialogues(name: str, seed: int, count: int) -> list[Dialogue]:
-    """Up to `count` training dialogues of a task; none of its held-out problems is among them."""
-    return dialogues_of(task(name), seed, count)
+def task_dialogues(name: str, seed: int, count: int, split: Split = "train") -> list[Dialogue]:
+    """Up to `count` dialogues of one split of a task; no problem is in both."""
+    return dialogues_of(task(name), seed, count, split)

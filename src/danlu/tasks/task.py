@@ -143,11 +143,12 @@ def find(tasks: Mapping[str, Task], name: str) -> Task:
     return tasks[plain]
 
 
-def dialogues_of(task: Task, seed: int, count: int) -> list[Dialogue]:
-    """Training prompts with their answers as dialogues; asserts that they and the held-out prompts are disjoint."""
-    prompts = task.prompts("train", seed, count)
-    heldout = {_asked(prompt) for prompt in task.prompts("heldout", seed, max(1, count // HELD_OUT))}
-    assert not any(_asked(prompt) in heldout for prompt in prompts), "a held-out prompt is trained on"
+def dialogues_of(task: Task, seed: int, count: int, split: Split = "train") -> list[Dialogue]:
+    """Prompts with their answers as dialogues; asserts that training and held-out prompts are disjoint."""
+    prompts = task.prompts(split, seed, count)
+    other: Split = "heldout" if split == "train" else "train"
+    others = {_asked(prompt) for prompt in task.prompts(other, seed, max(1, count // HELD_OUT))}
+    assert not any(_asked(prompt) in others for prompt in prompts), "a held-out prompt is trained on"
     return [Dialogue((*prompt.messages, Message("assistant", prompt.answer)), prompt.source, prompt.id, prompt.category)
             for prompt in prompts]
 

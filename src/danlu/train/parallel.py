@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -48,7 +49,8 @@ class World:
         if kind == "cuda":
             torch.cuda.set_device(place)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+            # other processes wait while the main one prepares data or saves, however long that takes
+            dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(days=7))
         return cls(dist.get_rank(), dist.get_world_size(), place, init_device_mesh(kind, (size,)))
 
     @property

@@ -170,7 +170,7 @@ class Trainer:
         self.world.barrier()
         self.state = checkpoint.load_checkpoint(self.folder, self.root, self.optimizer, fingerprint=self.fingerprint)
         self.log.remove_waste()
-        self.log.truncate(self.state.step)
+        self.log.truncate(self.state.step or -1)  # without a checkpoint not even the evaluation before the first step
         if self.world.is_main and (self.total_steps > self.settings.save_steps or self.settings.load_best_model_at_end):
             # weights and two moments of each: said now rather than at the first save
             checkpoint.require_space(self.folder, 3 * checkpoint.num_bytes(checkpoint.stored_tensors(self.root)))

@@ -105,13 +105,13 @@ def prepare_examples(context: Context, tokenizer: Any) -> tuple[Prepared, list[i
     encoder = Encoder(tokenizer, settings.cutoff_len)
     encoder.check(dialogues=False)
 
-    def read(ledger: Ledger) -> tuple[Iterable[Document], Iterable[Document]]:
+    def read(ledger: Ledger, held_out_ledger: Ledger) -> tuple[Iterable[Document], Iterable[Document]]:
         train = chain.from_iterable(first(_documents(context, text, "train", ledger), settings.max_samples, ledger, text)
                                     for text in settings.datasets())
         corpora = [text for text in settings.datasets() if context.inputs[text].produces == "corpus"]
         named = settings.eval_datasets() or corpora
         if named:
-            return train, chain.from_iterable(_documents(context, text, "heldout", Ledger()) for text in named)
+            return train, chain.from_iterable(_documents(context, text, "heldout", held_out_ledger) for text in named)
         return split_by_hash(train, settings.val_size, ledger)
 
     chosen = {name: getattr(settings, name) for name in ("dataset", "eval_dataset", "val_size", "cutoff_len",

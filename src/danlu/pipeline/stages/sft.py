@@ -93,10 +93,11 @@ def prepare_examples(context: Context, tokenizer: Any) -> tuple[Prepared, list[i
     encoder = Encoder(tokenizer, settings.cutoff_len, settings.overlong, settings.learn)
     encoder.check()
 
-    def read(ledger: Ledger) -> tuple[Iterable[Dialogue], Iterable[Dialogue]]:
-        train = chain.from_iterable(_dialogues(context, text, ledger) for text in settings.datasets())
+    def read(ledger: Ledger, held_out_ledger: Ledger) -> tuple[Iterable[Dialogue], Iterable[Dialogue]]:
+        train = chain.from_iterable(_dialogues(context, text, ledger, "train") for text in settings.datasets())
         if settings.eval_dataset is not None:
-            return train, chain.from_iterable(_dialogues(context, text, Ledger()) for text in settings.eval_datasets())
+            return train, chain.from_iterable(_dialogues(context, text, held_out_ledger, "heldout")
+                                              for text in settings.eval_datasets())
         return split_by_hash(train, settings.val_size, ledger)
 
     chosen = {name: getattr(settings, name) for name in ("dataset", "eval_dataset", "val_size", "cutoff_len",
@@ -104,10 +105,10 @@ def prepare_examples(context: Context, tokenizer: Any) -> tuple[Prepared, list[i
     return prepare(context, Recipe(chosen, len(tokenizer), read, encoder.dialogues)), encoder.chat.stop_ids
 
 
-def _dialogues(context: Context, text: str, ledger: Ledger) -> Iterable[Dialogue]:
+def _dialogues(context: Context, text: str, ledger: Ledger, split: Literal["train", "heldout"]) -> Iterable[Dialogue]:
     settings = context.settings
     if context.inputs[text].kind == TASK:
-        found = task_dialogues(text, context.seed, settings.max_samples or DEFAULT_TASK_PROMPTS)
+        found = task_dialogues(text, context.seed, settings.max_samples or DEFAULT_TASK_PROMPTS, split)
         station = ledger.station(f"generate:{text}")
         size = sum(len(message.content.encode()) for dialogue in found for message in dialogue.messages)
         station.take(rows=len(found), bytes=size)
