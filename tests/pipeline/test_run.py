@@ -170,13 +170,12 @@ def test_disk_full(folder, monkeypatch):
     def full(context):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sys.modules["fake_stage_note"], "run", full)
-    with pytest.raises(DataError) as caught:
-        go(load())
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["fake_stage_note"], "run", full)
+        with pytest.raises(DataError) as caught:
+            go(load())
     assert "the disk is full (No space left on device); nothing half-written was published" in str(caught.value)
     assert not (folder / "runs/demo/report/current").exists()
-    monkeypatch.undo()
-    os.chdir(folder)
     go(load())
 
 

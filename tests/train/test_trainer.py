@@ -26,8 +26,8 @@ def settings(**changes) -> TrainSettings:
 
 
 def evaluations(*losses: float):
-    """An evaluate function that finds these losses one after the other, and remembers the mode it was called in."""
-    found = iter(losses)
+    """An evaluate function that finds 9.0 before the first step and then these losses, one after the other."""
+    found = iter((9.0, *losses))
 
     def evaluate(root) -> dict[str, float]:
         assert not root.training and not torch.is_grad_enabled()
@@ -104,7 +104,7 @@ def test_going_on_after_any_step_gives_the_same_bits(tmp_path, stop: int) -> Non
 
 
 def test_evaluations_come_when_due_and_at_the_end(tmp_path) -> None:
-    trainer = make_trainer(tmp_path / "out", settings(eval_steps=3), evaluate=evaluations(9.0, 3.0, 2.0, 4.0))
+    trainer = make_trainer(tmp_path / "out", settings(eval_steps=3), evaluate=evaluations(3.0, 2.0, 4.0))
     for _ in trainer.fit():
         assert trainer.root.training
     lines = [entry for entry in read_log(tmp_path / "out") if "eval_loss" in entry]
@@ -116,13 +116,13 @@ def test_evaluations_come_when_due_and_at_the_end(tmp_path) -> None:
 
 
 def test_without_eval_steps_the_beginning_and_the_end_are_evaluated(tmp_path) -> None:
-    list(make_trainer(tmp_path / "out", evaluate=evaluations(9.0, 3.0)).fit())
+    list(make_trainer(tmp_path / "out", evaluate=evaluations(3.0)).fit())
     assert [entry["step"] for entry in read_log(tmp_path / "out") if "eval_loss" in entry] == [0, 8]
 
 
 def test_an_end_before_the_first_checkpoint_leaves_no_second_evaluation_in_the_log(tmp_path) -> None:
-    next(make_trainer(tmp_path / "out", evaluate=evaluations(9.0, 3.0)).fit())
-    list(make_trainer(tmp_path / "out", evaluate=evaluations(9.0, 3.0)).fit())
+    next(make_trainer(tmp_path / "out", evaluate=evaluations(3.0)).fit())
+    list(make_trainer(tmp_path / "out", evaluate=evaluations(3.0)).fit())
     assert [entry["step"] for entry in read_log(tmp_path / "out") if "eval_loss" in entry] == [0, 8]
 
 

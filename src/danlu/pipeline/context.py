@@ -187,7 +187,7 @@ class Context:
 
     @property
     def keep(self) -> Path:
-        """A folder beside `work` for what an interruption must not cost, such as checkpoints; gone once all is published."""
+        """A folder beside `work` for what an interruption must not cost, such as checkpoints; gone after publication."""
         return kept_beside(self.work)
 
     def progress(self, description: str, total: float | None = None) -> AbstractContextManager[Progress]:
