@@ -292,6 +292,8 @@ def schema() -> None:
 
 def main() -> None:
     """The entry point of the command `danlu`."""
+    # Large pages for torch's memory on CPUs, read at its first allocation: training is up to a third faster (docs/log.md).
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     app()
 
 
