@@ -19,9 +19,10 @@ check: .venv/.test
 	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
 
-# 200 kills at random moments, each resumed and compared bit for bit (about an hour)
+# 200 kills at random moments, each resumed and compared bit for bit and 60 of whole runs (about 15 minutes)
 faults: .venv/.test
-	OMP_NUM_THREADS=1 PYTHONPATH=src:tests:tests/invariants $(BIN)/python tests/invariants/faults.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/invariants/faults.py --kills 200 --controls
+	OMP_NUM_THREADS=1 $(BIN)/python tests/invariants/road.py --kills 60
 
 # speed beside other trainers, in the same run (bench/README.md says what it needs)
 bench: .venv/.test
