@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -53,3 +54,5 @@ def talk(folder: Path, world: World) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    # gloo's threads can abort a process that tears its modules down while they end; everything is on the disk by now
+    os._exit(0)

@@ -50,7 +50,7 @@ class World:
             torch.cuda.set_device(place)
         if not dist.is_initialized():
             # other processes wait while the main one prepares data or saves, however long that takes
-            dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(days=7))
+            dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timedelta(hours=12))
         return cls(dist.get_rank(), dist.get_world_size(), place, init_device_mesh(kind, (size,)))
 
     @property
@@ -100,6 +100,7 @@ class World:
     def close(self) -> None:
         """Leaves the group of processes; nothing to do for a single one."""
         if self.size > 1 and dist.is_initialized():
+            self.barrier()  # nobody leaves while another still talks
             dist.destroy_process_group()
 
 
