@@ -27,6 +27,7 @@ faults: .venv/.test
 # speed beside other trainers, in the same run (bench/README.md says what it needs)
 bench: .venv/.test
 	$(BIN)/python bench/peers.py
+	$(BIN)/python bench/startup.py
 
 # every check and timing that needs a GPU
 gpu: .venv/.run

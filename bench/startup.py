@@ -1,10 +1,13 @@
 """What a person waits for: `danlu --help`, and from typing `danlu sft` to the first loss of a ten-example fine-tuning.
 
     python bench/startup.py --model FOLDER --data ten.jsonl --runs 3
+
+Without a model and data: the tiny model and the first ten rows of the SFT data in PEERS_HOME (bench/README.md).
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -20,7 +23,9 @@ def first_loss(model: str, data: str) -> float:
                    "--name", "startup", "--set", "max_steps=2", "--set", "global_batch_size=5",
                    "--set", "cutoff_len=512"]
         begin = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        said = Path(folder) / "stderr.txt"
+        with open(said, "wb") as errors:  # a pipe that nobody reads would stop the process once it is full
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
         while process.poll() is None:
             for log in Path(folder).glob("startup/*/.work-*/trainer_log.jsonl"):
                 lines = log.read_text().splitlines()
@@ -29,16 +34,27 @@ def first_loss(model: str, data: str) -> float:
                     process.wait()
                     return seconds
             time.sleep(0.02)
-        sys.exit(process.stderr.read().decode() if process.stderr else "no loss was written")
+        sys.exit(said.read_text() or "no loss was written")
 
 
 def main() -> None:
-    """Measures and prints medians."""
+    """Reads the command line and measures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True)
+    home = Path(os.environ.get("PEERS_HOME", "."))
+    parser.add_argument("--model", default=str(home / "models/tiny-llama"))
+    parser.add_argument("--data")
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.data is None:
+            options.data = f"{folder}/ten.json"
+            rows = json.loads((home / "data/alpaca_en_demo.json").read_text(encoding="utf-8"))[:10]
+            Path(options.data).write_text(json.dumps(rows), encoding="utf-8")
+        measure(options)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Prints the medians."""
     helps = []
     for _ in range(options.runs):
         begin = time.perf_counter()

@@ -38,6 +38,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> tuple[object, object]:
     from danlu.models.load import load_model
     from danlu.text.formats import read_dialogues
     from danlu.text.read import SourceConfig, read_documents
+    from danlu.tokens.codec import num_ids
     from danlu.tokens.encode import Encoder
 
     loaded = load_model(options.model)
@@ -47,7 +48,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> tuple[object, object]:
     else:
         documents = read_documents(SourceConfig(path=options.data, document="line"), Path(), ledger)
         examples = encoder.documents(documents, ledger)
-    write_examples(folder, examples, len(loaded.tokenizer))
+    write_examples(folder, examples, num_ids(loaded.tokenizer))
     ledger.check()
     return loaded, ExampleStore(folder)
 
@@ -74,6 +75,7 @@ def measure(options: argparse.Namespace) -> dict:
         trainer = Trainer(loaded.root, Language(), Loader(store, seed=42, global_batch_tokens=options.tokens), settings,
                           folder / "run", World.current("cpu"), 42, "bench")
         infos = []
+        start = time.perf_counter()  # set again after the warm-up
         for info in trainer.fit():
             if info.step == options.warm:
                 start = time.perf_counter()

@@ -12,10 +12,12 @@ from typer.testing import CliRunner
 
 import danlu
 from danlu.cli import app
+from danlu.core.errors import DataError
 
 sys.path.insert(0, str(Path(__file__).parent / "pipeline"))
 import fake_stages
 
+from danlu.pipeline.onestep import write_recipe
 from danlu.pipeline.stages import STAGES
 
 RECIPE = """\
@@ -200,6 +202,17 @@ def test_sft_messages_name_the_option(folder, monkeypatch):
     assert not Path("runs/texts").exists()
 
 
+def test_of_several_processes_one_writes_the_recipe(folder, monkeypatch):
+    as_sft(monkeypatch)
+    command("run", "demo.yaml")
+    arguments = ("sft", "runs", "many", "runs/demo/base", ["texts"], [])
+    monkeypatch.setenv("RANK", "1")
+    path, recipe = write_recipe(*arguments)
+    assert not path.exists()
+    monkeypatch.setenv("RANK", "0")
+    assert write_recipe(*arguments)[1].steps["sft"].settings == recipe.steps["sft"].settings and path.exists()
+
+
 def test_sft_leaves_a_persons_recipe_alone(folder, monkeypatch):
     as_sft(monkeypatch)
     command("run", "demo.yaml")
@@ -208,6 +221,26 @@ def test_sft_leaves_a_persons_recipe_alone(folder, monkeypatch):
     result = command("sft", "--model", "runs/demo/base", "--dataset", "texts", "--name", "mine", code=2)
     assert "was not written by `danlu sft`, and is left as it is" in result.stderr
     assert Path("runs/mine/recipe.yaml").read_text() == "# my own\n"
+
+
+EVIL = "[red]a[/] [/nothing] \x1b[2J\u202e"
+
+
+def test_data_cannot_steer_the_terminal(folder, monkeypatch):
+    def refused(context):
+        raise DataError(EVIL, where="a\x1b.txt:1", hint=EVIL)
+
+    monkeypatch.setattr(sys.modules["fake_stage_count"], "run", refused)
+    said = command("run", "demo.yaml", code=2).stderr
+    assert "\x1b" not in said and "\u202e" not in said
+    assert "a␛.txt:1: [red]a[/] [/nothing] ␛[2J\ufffd\n  [red]a[/]" in said
+
+
+@pytest.mark.parametrize("option", [("--top-p", "0"), ("--top-p", "1.01"), ("--top-p", "nan"), ("--temperature", "-1"),
+                                    ("--temperature", "nan")])
+def test_sampling_that_cannot_be_meant_is_refused_before_loading(folder, option):
+    # the folder does not exist: it would be the complaint, were it looked at first
+    assert f"Invalid value for '{option[0]}'" in command("chat", "no-model", *option, code=2).stderr
 
 
 def test_python_names():

@@ -92,6 +92,17 @@ def test_sizes() -> None:
     assert configs == LARGE_CONFIGS
 
 
+def test_no_settings_class_hides_a_parents_check() -> None:
+    """pydantic keeps validators by name: one of the same name in a derived class silently replaces the parent's."""
+    names: dict[str, str] = {}
+    for path, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and any("_validator" in ast.unparse(item) for item in node.decorator_list):
+                assert node.name not in names, f"{name_of(path)} and {names[node.name]} both define {node.name}"
+                names[node.name] = name_of(path)
+    assert len(names) > 3
+
+
 def test_bans() -> None:
     wrong = []
     for path, tree in trees():

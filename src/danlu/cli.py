@@ -14,6 +14,7 @@ import typer
 
 from danlu import __version__
 from danlu.core.errors import ConfigError, DanluError
+from danlu.core.terminal import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,7 +79,7 @@ def _print_error(error: DanluError) -> None:
             return
         time.sleep(2)  # where the main process fails as well, this one is ended meanwhile
     said = f"process {rank}: {error}" if rank else str(error)
-    _errors().print(Text(said, style="red"))
+    _errors().print(Text(visible(said), style="red"))
 
 
 def _show_version(value: bool) -> None:
@@ -176,10 +177,10 @@ def verify(run: RunFolder) -> None:
         num_found += 1
         num_damaged += bool(found.problem)
         word, said = ("DAMAGED", found.problem) if found.problem else ("OK", f"{found.folder} ({found.kind})")
-        console.print(Text(word.ljust(8), style="red" if found.problem else "green") + Text(said, style="default"),
+        console.print(Text(word.ljust(8), style="red" if found.problem else "green") + Text(visible(said), style="default"),
                       soft_wrap=True)
     for folder in unfinished(run):
-        console.print(Text(f"{'…':8}{folder} is unfinished work"), soft_wrap=True)
+        console.print(Text(visible(f"{'…':8}{folder} is unfinished work")), soft_wrap=True)
     if not num_found:
         raise ConfigError("holds no artifact", where=str(run))
     console.print(f"{num_found - num_damaged} of {num_found} verified.", highlight=False)
@@ -201,13 +202,14 @@ def clean(run: RunFolder, yes: Annotated[bool, typer.Option("--yes", help="Remov
 
     require_run(run)
     console = _console()
+    if not leftovers(run):  # without a lock, which would be a file of ours in whatever folder this is
+        console.print("Nothing to remove.")
+        return
     with hold(run_of(run)):
         found = leftovers(run)
         for item in found:
-            console.print(Text(f"{show_bytes(item.num_bytes):>10}  {item.folder}  ({item.why})"), soft_wrap=True)
-        if not found:
-            console.print("Nothing to remove.")
-            return
+            console.print(Text(visible(f"{show_bytes(item.num_bytes):>10}  {item.folder}  ({item.why})")),
+                          soft_wrap=True)
         console.print(f"{len(found)} folders, {show_bytes(sum(item.num_bytes for item in found))}.", highlight=False)
         if not yes and not sys.stdin.isatty():
             console.print("Nothing was removed; add --yes to remove them.")
@@ -217,11 +219,25 @@ def clean(run: RunFolder, yes: Annotated[bool, typer.Option("--yes", help="Remov
             console.print("Removed.")
 
 
+def _share(value: float) -> float:
+    if not 0 < value <= 1:
+        raise typer.BadParameter("it must be above 0 and at most 1.")
+    return value
+
+
+def _temperature(value: float) -> float:
+    if not 0 <= value < float("inf"):
+        raise typer.BadParameter("it must be 0 or a finite number above.")
+    return value
+
+
 @app.command()
 def chat(model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model: runs/NAME/STEP, or any model folder.")],
          system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
-         temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.7,
-         top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of the mass.")] = 0.9,
+         temperature: Annotated[float, typer.Option(callback=_temperature, help="0 always takes the likeliest token.")]
+         = 0.7,
+         top_p: Annotated[float, typer.Option(callback=_share, help="Sample from this share of the mass, above 0.")]
+         = 0.9,
          max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
          seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same answers.")] = 0) -> None:
     """Chat with a model in the terminal; with a pipe as input, each line is one message.
@@ -268,13 +284,12 @@ def sft_command(model: Model, dataset: Datasets, name: Name = None, runs: Runs =
 def _one_step(stage: str, model: str, datasets: list[str], name: str | None, runs: Path,
               options: list[str] | None) -> None:
     from danlu.pipeline.onestep import default_name, write_recipe
-    from danlu.pipeline.recipe import Recipe
     from danlu.pipeline.run import run
 
-    path = write_recipe(stage, runs, name or default_name(datasets), model, datasets, options or [])
+    path, recipe = write_recipe(stage, runs, name or default_name(datasets), model, datasets, options or [])
     console = _console()
-    console.print(f"recipe: {path}", highlight=False, markup=False)
-    run(Recipe.load(path), runs, console=console)
+    console.print(visible(f"recipe: {path}"), highlight=False, markup=False)
+    run(recipe, runs, console=console)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The store gives back what was written, the loader visits every example once an epoch, packing keeps every example."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,45 @@ def test_a_cut_file_is_refused_by_name(tmp_path: Path) -> None:
         ExampleStore(tmp_path)
 
 
+def test_an_id_is_read_alone(tmp_path: Path) -> None:
+    names = ["a", "", "文件:7", "two\nlines", "é" * 1000, "z"]
+    write_examples(tmp_path, [Example([], (Branch([1, 2]),), id=name) for name in names], VOCAB)
+    store = ExampleStore(tmp_path)
+    tracemalloc.start()
+    assert store.id(3) == "two lines"
+    assert tracemalloc.get_traced_memory()[1] < 2000, "not all ids"
+    tracemalloc.stop()
+    assert [store.id(index) for index in range(6)] == [name.replace("\n", " ") for name in names]
+    assert store.id(-1) == "z"
+    with pytest.raises(IndexError):
+        store.id(6)
+    ends = np.fromfile(tmp_path / "ids_ends.bin", np.int64)
+    assert ends[-1] == (tmp_path / "ids.txt").stat().st_size and len(ends) == 6
+
+
+def test_cut_ids_are_refused_by_name(tmp_path: Path) -> None:
+    write_examples(tmp_path, random_examples(1, 5), VOCAB)
+    (tmp_path / "ids.txt").write_bytes((tmp_path / "ids.txt").read_bytes()[:-2])
+    with pytest.raises(DataError, match=r"ids\.txt"):
+        ExampleStore(tmp_path)
+
+
+def test_writing_takes_no_memory_for_each_example(tmp_path: Path) -> None:
+    examples = [Example([1, 2], (Branch([3]), Branch([4])), "s", "c", "i" * 50)]
+
+    def peak(count: int) -> int:
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        tracemalloc.start()
+        write_examples(folder, (example for _ in range(count) for example in examples), VOCAB)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    assert peak(4000) < peak(400) + 100_000
+    assert (tmp_path / "4000" / "labels.bin").stat().st_size == 8 * 4000
+
+
 def test_an_id_outside_the_vocabulary_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         write_examples(tmp_path, [Example([], (Branch([1, VOCAB]),))], VOCAB)
@@ -90,12 +130,13 @@ def test_an_empty_store_is_an_error(tmp_path: Path) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 1000), count=st.integers(1, 30), budget=st.integers(1, 100))
-def test_micro_batches_keep_every_example_in_order(seed: int, count: int, budget: int) -> None:
+@given(seed=st.integers(0, 1000), count=st.integers(1, 30), budget=st.integers(1, 100), padded=st.booleans())
+def test_micro_batches_keep_every_example_in_order(seed: int, count: int, budget: int, padded: bool) -> None:
     examples = random_examples(seed, count)
-    groups = micro_batches(examples, budget)
+    groups = micro_batches(examples, budget, padded)
     assert [id(e) for group in groups for e in group] == [id(e) for e in examples]
-    assert all(len(group) == 1 or sum(e.num_tokens for e in group) <= budget for group in groups)
+    computed = Batch.pad if padded else Batch.pack
+    assert all(len(group) == 1 or computed(group).input_ids_BT.numel() <= budget for group in groups)
 
 
 def test_sites_of_a_tree() -> None:

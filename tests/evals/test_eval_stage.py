@@ -2,6 +2,8 @@
 
 import io
 import json
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Input]:
                                         cutoff_len=(200, 24)[number])
     return {name: Input(name, "step", artifact.fingerprint, artifact.kind, artifact.folder, artifact)
             for name, artifact in artifacts.items()}
+
+
+class Held:
+    """A document that can be watched."""
+
+    def __init__(self, document: Document) -> None:
+        self.id, self.text = document.id, document.text
 
 
 def context(inputs: dict[str, Input], chosen: stage.Settings, output: io.StringIO | None = None) -> Context:
@@ -126,10 +135,15 @@ def test_only_what_is_asked_for(inputs: dict[str, Input]) -> None:
 
 
 def test_prompts_that_do_not_fit_and_missing_templates_are_told(inputs: dict[str, Input], tmp_path: Path) -> None:
-    cramped = context(inputs, settings(models=["chat"], tasks=["task:copy"], num_prompts=3, max_new_tokens=90))
+    cramped = context(inputs, settings(models=["chat"], tasks=["task:copy"], num_prompts=3, max_new_tokens=90,
+                                       prompts=["字" * 40, "好" * 40]))
     stage.run(cramped)
     report = json.loads((cramped.work / "report.json").read_text())
-    assert any("left no room" in note for note in report["notes"]) and report["skills"][0]["value"] == 0
+    assert report["notes"] == [
+        f"chat: {what} left no room for an answer of 90 tokens (or were refused by the chat template) and {so}"
+        for what, so in (("3 prompts of tasks", "count as wrong"), ("2 free prompts", "were not asked"))]
+    assert report["skills"][0]["value"] == 0 and report["skills"][0]["num_prompts"] == 3
+    assert [sample["answers"][0]["text"] for sample in report["free"]] == ["", ""]
     folder = make_folder(tmp_path / "mute")
     (folder / "chat_template.jinja").unlink()
     mute = Input(str(folder), "files", "ff" * 32, folder=folder)
@@ -141,6 +155,43 @@ def test_prompts_that_do_not_fit_and_missing_templates_are_told(inputs: dict[str
     assert "bits_per_byte/zh/mute" in metrics, "the model is called by the last part of its path"
 
 
+def test_compressors_are_measured_on_the_bytes_that_are_shown(inputs: dict[str, Input]) -> None:
+    from danlu.evals.baselines import gzip_bits
+
+    texts = {"zh": [Document("春" * 5, "s", "1"), Document("夏" * 5, "s", "2")]}
+    notes: list[str] = []
+    rows = {row.system: row for row in stage._baselines(
+        context(inputs, settings(corpus="corpus", ngram_max_bytes=0)), texts, notes)}
+    assert rows["gzip -9"].num_bytes == 30
+    assert rows["gzip -9"].value * 30 == pytest.approx(gzip_bits("\n".join(["春" * 5, "夏" * 5]).encode()))
+
+
+@pytest.mark.parametrize("max_bytes", [40, 300, 1000, 10 ** 6])
+def test_the_n_gram_s_text_is_chosen_without_holding_the_corpus(inputs: dict[str, Input], max_bytes: int,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    from danlu.evals.perplexity import choose_documents
+    from danlu.text import corpus as corpus_module
+
+    folder = inputs["corpus"].require_folder()
+    expected, _ = choose_documents(corpus_module.read_corpus(folder, "train"), max_bytes)
+    alive: weakref.WeakSet[Held] = weakref.WeakSet()
+    most = 0
+
+    def counted(*arguments: Any) -> Iterator[Held]:
+        nonlocal most
+        for document in original(*arguments):
+            held = Held(document)
+            alive.add(held)
+            most = max(most, len(alive))
+            yield held
+
+    original = corpus_module.read_corpus
+    monkeypatch.setattr(corpus_module, "read_corpus", counted)
+    chosen = stage._training_text(context(inputs, settings(corpus="corpus", ngram_max_bytes=max_bytes)), [])
+    assert chosen == [document.text.encode() for document in expected]
+    assert most <= 2, "documents are let go of as the corpus is read"
+
+
 def test_a_corpus_without_held_out_text_is_refused(inputs: dict[str, Input], tmp_path: Path) -> None:
     for split in ("train", "heldout"):
         with CorpusWriter(tmp_path / f"{split}.parquet"):
@@ -148,6 +199,28 @@ def test_a_corpus_without_held_out_text_is_refused(inputs: dict[str, Input], tmp
     empty = Input("corpus", "step", "", "corpus", tmp_path)
     with pytest.raises(DataError, match="no held-out documents"):
         stage.run(replace(context(inputs, settings(corpus="corpus")), inputs=inputs | {"corpus": empty}))
+
+
+@pytest.mark.parametrize(("key", "value"), [("max_bytes", 5000), ("cutoff_len", 64), ("ngram_max_bytes", 0),
+                                            ("micro_batch_tokens", 128)])
+def test_settings_that_only_a_corpus_reads(key: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=f"recipe.yaml:1: {key} is read with corpus only"):
+        settings(tasks=["task:copy"], **{key: value})
+    assert getattr(settings(corpus="corpus", **{key: value}), key) == value
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_prompts", 5), ("samples", 0)])
+def test_settings_that_only_tasks_read(key: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=f"recipe.yaml:1: {key} is read with tasks only"):
+        settings(corpus="corpus", prompts=["hi"], **{key: value})
+    assert getattr(settings(tasks=["task:copy"], **{key: value}), key) == value
+
+
+@pytest.mark.parametrize(("key", "value"), [("max_new_tokens", 5), ("batch_size", 2)])
+def test_settings_that_only_prompts_read(key: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=f"recipe.yaml:1: {key} is read with tasks or prompts only"):
+        settings(corpus="corpus", **{key: value})
+    assert getattr(settings(prompts=["hi"], **{key: value}), key) == value
 
 
 def test_settings() -> None:

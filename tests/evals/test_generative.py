@@ -30,7 +30,7 @@ def test_prompts_without_room_count_as_wrong() -> None:
     loaded = tiny_loaded()
     answerer = Answerer(loaded.lm, loaded.tokenizer, max_new_tokens=6)
     answers = answerer.answer([(Message("user", "字" * POSITIONS),), (Message("user", "hi"),)])
-    assert answers[0] == "" and answerer.num_too_long == 1
+    assert answers[0] == "" and answerer.unasked == {0}
 
 
 def test_a_tokenizer_without_a_template_is_refused() -> None:

@@ -63,6 +63,19 @@ def test_the_trained_context_is_the_least_of_the_line(tmp_path: Path) -> None:
     assert trained_context(corpus) is None and trained_context(tmp_path) is None
 
 
+@pytest.mark.parametrize("content", ['{"name": "an extension", "version": 3}', "[1]"])
+def test_a_manifest_of_another_program_says_nothing(tmp_path: Path, content: str) -> None:
+    foreign = tmp_path / "downloads" / "model"
+    foreign.mkdir(parents=True)
+    (foreign / "manifest.json").write_text(content)
+    assert trace([foreign]) == ([], []) and trained_context(foreign) is None
+    base = artifact(tmp_path, "base", "model", {"corpus": "ab" * 32}, cutoff_len=64)
+    beside = tmp_path / "other" / ("ab" * 4)
+    beside.mkdir(parents=True)
+    (beside / "manifest.json").write_text(content)
+    assert [step.step for step in trace([base])[0]] == ["base"] and trained_context(base) == 64
+
+
 def test_figures_are_numbers_only() -> None:
     assert figures_in_words({"a": None, "b": [1], "c": {"d": 1}, "e": False}) == ""
     assert figures_in_words({f"n{number}": number for number in range(20)}).count("·") == 5

@@ -23,7 +23,7 @@ from danlu.evals.figures import (
     Sample,
     SkillRow,
 )
-from danlu.evals.report import FILES, bits_lines, html, markdown, skill_lines, terminal_table, visible, write_report
+from danlu.evals.report import FILES, bits_lines, html, markdown, skill_lines, terminal_table, write_report
 
 EVIL = "<script>alert('x')</script>\x1b[2J\u202e|`` ``` \n</pre><img src=http://example.org/a.png>{{ 1 + 1 }}"
 EMPTY = {"rows": 0, "bytes": 0, "tokens": 0}
@@ -157,5 +157,35 @@ def test_markdown_holds_no_markup_of_models() -> None:
             assert line.count("|") - line.count("\\|") == 8
 
 
-def test_visible() -> None:
-    assert visible("a\tb\nc\x00\x7f\x9b\u2066春") == "a\tb\nc␀␡\ufffd\ufffd春"
+EVIL_NAME = "\x1b[2J\u202e<b>$\\x$[red]"
+
+
+def named_by_data() -> Report:
+    """A report whose every name comes from data that means harm."""
+    return replace(
+        report(), title=EVIL_NAME, notes=[EVIL_NAME],
+        bits=[replace(row, category=EVIL_NAME + row.category) for row in report().bits],
+        skills=[replace(row, task=EVIL_NAME + row.task) for row in report().skills],
+        models=[replace(model, notes=[EVIL_NAME]) for model in report().models],
+        lineage=[LineageStep(EVIL_NAME, EVIL_NAME, "12" * 32, [EVIL_NAME], EVIL_NAME)],
+        ledger=[LedgerLine(EVIL_NAME, EVIL_NAME, EMPTY, EMPTY, EVIL_NAME)],
+        curves=[replace(curve, label=EVIL_NAME) for curve in report().curves])
+
+
+def test_names_from_data_steer_neither_page_nor_terminal(tmp_path: Path) -> None:
+    write_report(named_by_data(), tmp_path)
+    output = io.StringIO()
+    Console(file=output, width=200).print(terminal_table(named_by_data()))
+    for form in ((tmp_path / "report.html").read_text("utf-8"), (tmp_path / "report.md").read_text("utf-8"),
+                 output.getvalue()):
+        assert "␛[2J\ufffd" in form or "␛\\[2J\ufffd" in form
+        assert "\x1b" not in form and "\u202e" not in form
+    assert "$\\x$[red]en" in output.getvalue(), "data are no markup"
+
+
+def test_names_from_data_are_no_formulas(tmp_path: Path) -> None:
+    write_report(replace(named_by_data(), models=[replace(report().models[0], name="$\\x$")],
+                         bits=[replace(row, system="$\\x$", category="$\\frac{$") for row in report().bits[:1]],
+                         skills=[replace(row, model="$\\x$") for row in report().skills[:1]],
+                         curves=[replace(curve, model="$\\x$") for curve in report().curves]), tmp_path)
+    assert len(list(tmp_path.glob("*.png"))) == 3

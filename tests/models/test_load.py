@@ -1,17 +1,29 @@
 """Loading: what packs, what falls back with a message, and what is refused."""
 
+import json
 from copy import deepcopy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_models import CONFIGS, make_root, random_examples
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from danlu.core.errors import ConfigError
 from danlu.data.batch import Batch
 from danlu.models import attention
-from danlu.models.load import check_length, why_not_packed
+from danlu.models.load import (
+    check_length,
+    load_config,
+    load_model,
+    load_tokenizer,
+    new_config,
+    new_model,
+    save_model,
+    why_not_packed,
+)
 from danlu.models.root import Root, check_head
+from danlu.tokens.train import train_bpe
 
 PACKS = ["llama", "qwen3", "mistral-window", "granite", "cohere", "gpt2"]
 
@@ -87,3 +99,76 @@ def test_a_head_that_is_no_projection_is_refused() -> None:
     root.lm.set_output_embeddings(torch.nn.Bilinear(2, 2, 2))
     with pytest.raises(ConfigError, match="Bilinear"):
         Root(root.lm)
+
+
+@pytest.fixture()
+def saved(tmp_path):
+    """A folder with a model and a tokenizer."""
+    train_bpe(["a few words of text"], 300, tmp_path)
+    new_model({"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2},
+              load_tokenizer(tmp_path)).lm.save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"hidden_size": 256, "num_attention_heads": 7}, "cannot be built so"),
+    ({"hidden_size": "big"}, "cannot be built so"),
+    ({"hiden_size": 256}, "has no setting “hiden_size”"),
+    ({"model_type": "lama"}, "“lama” is no model type"),
+    ({"model_type": "t5"}, "“t5” is no causal language model"),
+])
+def test_an_architecture_that_cannot_be_is_said(saved, settings, message) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        new_config(settings, load_tokenizer(saved))
+    assert caught.value.key.startswith("model")
+
+
+def test_a_cut_file_of_weights_is_named(saved) -> None:
+    file = saved / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ConfigError, match="no causal language model could be opened"):
+        load_model(saved)
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
+    with pytest.raises(ConfigError, match="no causal language model could be opened"):
+        load_model(saved)
+
+
+def test_weights_that_are_missing_are_named(saved) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, saved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"has no weights for model\.layers\.0\.mlp\.up_proj\.weight"):
+        load_model(saved)
+
+
+def test_a_config_that_is_broken_is_named(saved) -> None:
+    (saved / "config.json").write_text('{"model_type": "llama", "hidden_size": "big"}')
+    with pytest.raises(ConfigError, match="no model could be opened"):
+        load_config(saved)
+
+
+def test_ids_with_holes_count_up_to_the_highest(saved) -> None:
+    tokens = json.loads((saved / "tokenizer.json").read_text())
+    tokens["added_tokens"].append({**tokens["added_tokens"][0], "id": 400, "content": "<|far|>"})
+    (saved / "tokenizer.json").write_text(json.dumps(tokens))
+    with pytest.raises(ConfigError, match=r"ids go up to 400; the model has \d+ rows only"):
+        load_model(saved)
+
+
+def test_the_generation_settings_of_a_checkpoint_travel_along(saved, tmp_path) -> None:
+    loaded = load_model(saved)
+    loaded.lm.generation_config = GenerationConfig(eos_token_id=[1, 7], do_sample=True, temperature=0.6)
+    (tmp_path / "out").mkdir()
+    save_model(loaded, tmp_path / "out", [5])
+    found = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert found.eos_token_id == [1, 5, 7] and found.temperature == 0.6
+    loaded.lm.generation_config = GenerationConfig(eos_token_id=[1, 7], do_sample=False, temperature=0.6)
+    save_model(loaded, tmp_path / "out", [5])
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [1, 5, 7]
+
+
+def test_a_model_without_sdpa_falls_back_to_its_own_attention(monkeypatch) -> None:
+    root = make_root("gemma2", torch.float32, probe=False)
+    monkeypatch.setattr(type(root.lm), "_supports_sdpa", False)
+    assert why_not_packed(root)
+    assert root.lm.config._attn_implementation == "eager"

@@ -18,7 +18,7 @@ OBJECTIVE = Language()
 def mean_loss(root, examples: list[Example]) -> float:
     batch = root.batch(examples)
     reading = root(batch, coefficients_S=OBJECTIVE.coefficients(batch).double())
-    return float(OBJECTIVE(reading, batch).total) / OBJECTIVE.count(batch)
+    return float(OBJECTIVE(reading, batch).total.detach()) / OBJECTIVE.count(batch)
 
 
 def test_equals_transformers_causal_loss() -> None:

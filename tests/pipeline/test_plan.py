@@ -61,6 +61,21 @@ def test_names_and_places_do_not_change_fingerprints(folder):
     assert list(prints("steps.reading.dataset.0=words").values()) != list(first.values())
 
 
+def test_a_folder_without_a_readable_file(folder):
+    (folder / "bin").mkdir()
+    (folder / "bin" / "a.bin").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"“bin” holds no file that ends in \.txt"):
+        plan(load("steps.corpus.dataset.0=bin"))
+
+
+def test_docstrings_are_known_by_module_wherever_they_are_installed(folder):
+    planned = plan(load("steps.corpus.dataset.0=docstrings:json,numpy")).steps["corpus"]
+    names = set(planned.config["inputs"][0]["files"])
+    assert not names or all("/" not in name for name in names)
+    small = plan(load("steps.corpus.dataset.0=docstrings:json")).steps["corpus"]
+    assert {"json", "json.decoder"} <= set(small.config["inputs"][0]["files"])
+
+
 def test_fingerprints_do_not_depend_on_what_has_run(folder):
     first = prints()
     quiet_run(load())

@@ -1,12 +1,15 @@
-"""Progress on a terminal and elsewhere."""
+"""Progress on a terminal and elsewhere; tables of what data say."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from danlu.pipeline import progress
+from danlu.pipeline.context import Forecast
 from danlu.pipeline.progress import show_duration, show_fields, show_number, show_progress
+from danlu.pipeline.tables import ledger_table, plan_tables, quarantine_table
 
 
 @pytest.mark.parametrize(("value", "text"), [
@@ -60,3 +63,24 @@ def test_a_bar_on_a_terminal():
         bar.update(5, loss=1.5)
         bar.bars.refresh()
     assert "training" in out.getvalue() and "5/10" in out.getvalue() and "loss 1.5" in out.getvalue()
+
+
+EVIL = "[red]a[/] [/nothing] \x1b[2J\u202e"
+SHOWN = "[red]a[/] [/nothing] ␛[2J\ufffd"
+
+
+def test_tables_show_data_as_they_are():
+    nothing = {"rows": 0, "bytes": 0, "tokens": 0}
+    station = {"name": f"read:{EVIL}", "in": nothing, "added": {f"added {EVIL}": nothing},
+               "dropped": {f"dropped {EVIL}": nothing}, "out": nothing}
+    out = io.StringIO()
+    console = Console(file=out, width=300, force_terminal=True, color_system=None)
+    console.print(ledger_table(f"title {EVIL}", {"stations": [station]}))
+    console.print(quarantine_table({f"reason {EVIL}": (2, [f"place {EVIL}"])}))
+    step = SimpleNamespace(name=EVIL, stage="count")
+    planned = SimpleNamespace(step=step, artifact=None, reason=f"why {EVIL}", forecast=Forecast(notes=[f"note {EVIL}"]))
+    for part in plan_tables(SimpleNamespace(recipe=SimpleNamespace(name="demo"), folder=EVIL, steps={"a": planned})):
+        console.print(part)
+    for word in ("title ", "read:", "+ added ", "− dropped ", "reason ", "place ", "demo → ", "run why ", "note "):
+        assert word + SHOWN in out.getvalue(), word
+    assert "\x1b[2J" not in out.getvalue() and "\u202e" not in out.getvalue()

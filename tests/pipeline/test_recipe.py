@@ -120,6 +120,17 @@ def test_what_references_mean(folder):
         meaning("task:skills")
 
 
+def test_a_manifest_of_another_program_makes_no_artifact(folder):
+    (folder / "texts" / "manifest.json").write_text('{"version": 3}')
+    assert Recipe.load("demo.yaml").step("corpus").meanings["texts"].produces == ""
+
+
+@pytest.mark.parametrize("text", ["texts/**.txt", "~nobody-of-this-name/x", "docstring:" + "numpy," * 60])
+def test_what_is_no_path_is_said_with_its_place(folder, text):
+    with pytest.raises(ConfigError, match=r"demo\.yaml|--set"):
+        Recipe.load("demo.yaml", overrides=[f"steps.corpus.dataset.0={text}"])
+
+
 def test_a_step_hides_a_file_of_its_name(folder):
     (folder / "corpus").write_text("a file")
     recipe = Recipe.from_text(with_steps("  base: {stage: count, dataset: corpus}"))

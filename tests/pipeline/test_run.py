@@ -142,6 +142,31 @@ def test_a_file_that_changes_while_the_run_goes(folder, monkeypatch):
     assert not (folder / "runs/demo/corpus/current").exists()
 
 
+@pytest.mark.parametrize("change", ["comes", "goes"])
+def test_a_file_that_comes_or_goes_while_the_run_goes(folder, monkeypatch, change):
+    module = sys.modules["fake_stage_words"]
+    real = module.run
+
+    def run_and_change(context):
+        metrics = real(context)
+        if change == "comes":
+            (folder / "texts" / "new.txt").write_text("five\n")
+        else:
+            (folder / "texts" / "b.txt").unlink()
+        return metrics
+
+    monkeypatch.setattr(module, "run", run_and_change)
+    with pytest.raises(DataError, match=r"(new|b)\.txt: has (come or gone|changed) since this run began"):
+        go(load())
+    assert not (folder / "runs/demo/corpus/current").exists()
+
+
+def test_a_place_that_cannot_hold_runs(folder):
+    (folder / "afile").write_text("")
+    with pytest.raises(ConfigError, match=r"afile/demo: cannot be written to"):
+        run(load(), runs="afile")
+
+
 def test_work_folders(folder, monkeypatch):
     module = sys.modules["fake_stage_count"]
     real, failing = module.run, [True]

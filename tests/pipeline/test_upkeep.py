@@ -94,6 +94,8 @@ def test_the_examples_of_the_current_artifact_are_meant(folder, monkeypatch):
     def run_with_examples(context):
         name = f"examples-0000000{context.settings.max_steps}"
         (context.work.parent / name).mkdir()
+        (context.work.parent / name / "manifest.json").write_text(
+            '{"format": 1, "kind": "examples", "fingerprint": "", "files": {}}')
         return {**real(context), "examples": name}
 
     monkeypatch.setattr(module, "run", run_with_examples)
@@ -102,6 +104,12 @@ def test_the_examples_of_the_current_artifact_are_meant(folder, monkeypatch):
     go("steps.base.max_steps=5")
     assert "examples-00000003" in {item.folder.name for item in leftovers(folder / "runs/demo")}
     assert "examples-00000005" not in {item.folder.name for item in leftovers(folder / "runs/demo")}
+
+
+def test_folders_of_other_people_are_no_leftovers(folder, made):
+    (folder / "mine" / "project" / "deadbeef").mkdir(parents=True)
+    (folder / "mine" / "project" / "deadbeef" / "thesis.txt").write_text("years of work")
+    assert leftovers(folder / "mine") == []
 
 
 def test_a_removal_that_was_stopped_is_finished_later(folder, made):

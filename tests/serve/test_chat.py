@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tiny_chat import POSITIONS, make_folder, tiny_loaded
 
-from danlu.core.errors import ConfigError, DanluError
+from danlu.core.errors import ConfigError, DanluError, DataError
+from danlu.core.terminal import visible
 from danlu.models import generate as generate_module
-from danlu.serve.chat import Conversation, Session, TextStream, chat, printable
+from danlu.serve.chat import Conversation, Session, TextStream, chat
 from danlu.tokens.chat import Chat
 
 
@@ -51,7 +52,13 @@ def test_broken_bytes_do_not_hold_the_text_forever() -> None:
 
 
 def test_control_characters_cannot_steer_the_terminal() -> None:
-    assert printable("a\x1b[2Jb\x07\u009b1m\tc\n春") == "a\ufffd[2Jb\ufffd\ufffd1m\tc\n春"
+    output = io.StringIO()
+    talk = session(output)
+    talk.show("a\x1b[2Jb\x07\u009b1m\u202e c\n春")
+    assert output.getvalue() == "a␛[2Jb␇\ufffd1m\ufffd c\n春"
+    talk.say("/\u202e")
+    talk.note("no room for \x1b[2J")
+    assert "\x1b" not in output.getvalue()
 
 
 def test_answers_are_streamed_and_remembered() -> None:
@@ -60,7 +67,7 @@ def test_answers_are_streamed_and_remembered() -> None:
     assert talk.say("hello") and talk.say("   ")
     [question, answer] = talk.conversation.turns
     assert (question.role, question.content, answer.role) == ("user", "hello", "assistant")
-    assert output.getvalue() == printable(answer.content) + "\n"
+    assert output.getvalue() == visible(answer.content) + "\n"
     prompt = talk.template.prompt_ids([question])
     [whole] = generate_module.generate(tiny_loaded().lm, [prompt], max_new_tokens=12, stop_ids=talk.template.stop_ids,
                                        pad_id=0)
@@ -152,6 +159,12 @@ def test_lines_from_a_pipe(tmp_path: Path) -> None:
         errors="surrogateescape"), capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr.decode()
     assert "Forgotten." in done.stdout.decode() and "›" not in done.stdout.decode()
+
+
+@pytest.mark.parametrize("chosen", [{"top_p": 0.0}, {"top_p": 1.5}, {"temperature": -1.0}])
+def test_sampling_that_cannot_be_meant_is_refused_before_loading(tmp_path: Path, chosen: dict) -> None:
+    with pytest.raises(DataError, match="cannot be meant"):
+        chat(tmp_path / "nothing", Console(file=io.StringIO()), **chosen)
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:

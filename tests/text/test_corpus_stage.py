@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from rich.console import Console
 
 from danlu.core.errors import ConfigError, DataError
@@ -35,7 +36,7 @@ def run(base: Path, work: str, **keys) -> dict:
               for reference in corpus.references(settings)}
     assert corpus.forecast(settings, inputs).tokens is not None
     (base / work).mkdir()
-    console = Console(file=io.StringIO())
+    console = Console(file=io.StringIO(), width=200)
     metrics = corpus.run(Context("corpus", settings, 0, inputs, base / work, "f", base, SingleProcess(), console))
     metrics["printed"] = console.file.getvalue()
     return metrics
@@ -94,8 +95,15 @@ def test_corpora_that_cannot_be_meant(base: Path) -> None:
 
 
 def test_a_category_with_nothing_held_out_is_said(base: Path) -> None:
-    metrics = run(base, "a", sources=[{"path": "texts", "category": "en", "group": "package"}], heldout_share=0.01)
-    assert "nothing of “en” is held out" in metrics["printed"]
+    name = "[red]en[/] [/nothing] \x1b[2J"
+    metrics = run(base, "a", sources=[{"path": "texts", "category": name, "group": "package"}], heldout_share=0.01)
+    assert "nothing of “[red]en[/] [/nothing] ␛[2J” is held out" in metrics["printed"], "data are no markup"
+
+
+def test_a_limit_that_nothing_reads_is_refused() -> None:
+    with pytest.raises(ValidationError, match="heldout_bytes limits what heldout_share holds out"):
+        Settings(sources=[{"path": "x"}], heldout_share=0, heldout_bytes=100)
+    assert Settings(sources=[{"path": "x"}], heldout_bytes=0).heldout_bytes == 0
 
 
 def test_language_filter(base: Path) -> None:

@@ -45,6 +45,16 @@ def test_paragraphs_and_lines(tmp_path: Path) -> None:
     assert ledger.station("read:a.md").dropped["blank line"].rows == 2
 
 
+def test_a_file_or_paragraph_that_is_too_large_for_one_document(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("danlu.text.read.MAX_DOCUMENT_BYTES", 20)
+    with pytest.raises(DataError, match=r"a.txt:1: the file has more than 20 bytes[^$]*: paragraph or document: line"):
+        read(tmp_path, "a.txt", "short\n\n" * 3)
+    assert len(read(tmp_path, "a.txt", "short\n\n" * 3, document="paragraph")[0]) == 3
+    with pytest.raises(DataError, match=r"a.txt:3: the paragraph has more than 20 bytes[^$]*Set document: line"):
+        read(tmp_path, "a.txt", "one\n\n" + "short\n" * 4, document="paragraph")
+    assert len(read(tmp_path, "a.txt", "short\n" * 4 + "long " * 9, document="line")[0]) == 5
+
+
 def test_a_bad_line_is_lost_alone(tmp_path: Path) -> None:
     documents, ledger = read(tmp_path, "a.txt", b"one\ncaf\xe9\nthree\n")
     assert documents[0].text == "one\nthree\n"
@@ -163,4 +173,5 @@ ROW = st.one_of(
        name=st.sampled_from(["r.jsonl", "r.json", "r.csv", "r.txt"]),
        document=st.sampled_from(["file", "paragraph", "line"]), field=st.sampled_from([None, "text", "a[]", "text.a"]))
 def test_random_dirty_files_balance(tmp_path_factory, rows, end, name, document, field) -> None:
+    rows = [b"text,a", *rows] if name == "r.csv" else rows
     read(tmp_path_factory.getbasetemp(), name, end.join(rows), document=document, field=field, max_refused=1.0)

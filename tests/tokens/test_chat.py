@@ -1,5 +1,7 @@
 """The rendering is transformers' rendering, and the spans are what the assistant says with its end of turn."""
 
+import time
+import tracemalloc
 from datetime import datetime
 
 import pytest
@@ -10,7 +12,8 @@ from danlu.core.errors import ConfigError, DataError
 from danlu.core.records import Message
 from danlu.tokens.chat import Chat
 from danlu.tokens.encode import weights_from_spans
-from tokens.samples import BRACKETS, CHATML, GOOD, NO_END, THINKING, make_tokenizer, talk
+from danlu.tokens.template import TEMPLATE_ERRORS, Template
+from tokens.samples import BRACKETS, CHATML, GOOD, NO_END, THINKING, make_tokenizer, make_words, talk
 
 DIALOGUES = [talk("Hi?", "Hello."), talk("Hi?", "Hello.", "More?", "Enough 你好 🙂."),
              talk("  a \n", " b\n", "c\t", "d "), talk("Hi?", "Hello.", system="Be kind."),
@@ -152,6 +155,90 @@ def test_a_template_that_works_forever_is_stopped(folder, monkeypatch):
         Chat(make_tokenizer(folder, body)).render(talk("a", "b"))
 
 
+HOSTILE = [
+    "{% set r = range(2000) %}{% for a in r %}{% for b in r %}{% for c in r %}{% endfor %}{% endfor %}{% endfor %}",
+    "{% set r = range(9999) %}{% for a in r %}{% for b in r if false %}{% endfor %}{% endfor %}",
+    "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    *("{{ 'x'.NAME(50000000) }}".replace("NAME", name) for name in ("ljust", "rjust", "center", "zfill")),
+    "{{ ('x' | safe).ljust(50000000) }}",
+    "{{ 'x' | center(50000000) }}",
+    "{{ 'x' | indent(50000000, true) }}",
+    "{{ '%60000000d' % 1 }}",
+    "{{ '%.60000000f' % 1 }}",
+    "{{ '%*d' % (60000000, 1) }}",
+    "{{ '%60000000d' | format(1) }}",
+    "{{ '{:60000000}'.format(1) }}",
+    "{{ '{:{w}}'.format(1, w=60000000) }}",
+    "{{ '{a:60000000}'.format_map({'a': 1}) }}",
+    "{{ (1).to_bytes(50000000) }}",
+    "{{ ('\\t' * 100000).expandtabs(100000) }}",
+    "{{ ('x' * 100000).translate({120: 'x' * 100000}) }}",
+    "{{ ('x' * 100000).replace('x', 'x' * 100000) }}",
+    "{{ ('x' * 100000) | replace('', 'x' * 100000) }}",
+    "{{ ('x' * 100000).join(range(10000) | map('string')) }}",
+    "{{ range(10000) | map('string') | join('x' * 100000) }}",
+    "{{ range(10000) | map('center', 9999) | list }}",
+    "{{ [1] | batch(1000000000, 2) | list }}",
+    "{{ [1] | slice(1000000000) | list }}",
+    "{{ 1 | round(100000000, 'ceil') }}",
+    "{{ ([1] * 10000) | tojson(separators=('x' * 100000, 'y')) }}",
+    "{{ ([[1] * 1000] * 100) | sum(start=[]) }}",
+    "{% set ns = namespace(n=7) %}{% for i in range(60) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+    *("{% set ns = namespace(s='xxxx') %}{% for i in range(60) %}{% set ns.s = TWICE %}{% endfor %}"
+      .replace("TWICE", double) for double in ("ns.s + ns.s", "ns.s ~ ns.s", "[ns.s, ns.s]", "{'a': ns.s, 'b': ns.s}",
+                                               "'%s%s' % (ns.s, ns.s)", "'{0}{0}'.format(ns.s)")),
+    "{% set ns = namespace(s='xxxx') %}{% for i in range(60) %}{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}{% endfor %}",
+    "{% set s = 'x' * 400000 %}{% for i in range(9999) %}{% set t = s[1:] %}{% endfor %}",
+    "{% set s %}{% for a in range(9999) %}{% for b in range(9999) %}" + "x" * 2000 + "{% endfor %}{% endfor %}{% endset %}",
+]
+
+
+@pytest.mark.parametrize("body", HOSTILE)
+def test_a_hostile_template_takes_little_time_and_memory(monkeypatch, body):
+    monkeypatch.setattr("danlu.tokens.template.MAX_SECONDS", 0.5)
+    monkeypatch.setattr("danlu.tokens.template.MAX_MADE", 3_000_000)
+    template = Template(body, "hostile", {})
+    tracemalloc.start()
+    started = time.monotonic()
+    try:
+        with pytest.raises(TEMPLATE_ERRORS, match=r"it (works|makes|asks|calls|writes)"):
+            template.render([{"role": "user", "content": "hi"}])
+        assert time.monotonic() - started < 3  # one step may be under way when the time is over
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_ordinary_templates_may_do_ordinary_things(folder):
+    """Every kind of expression that the sandbox pays for gives what it gives in transformers."""
+    template = (
+        "{%- set ns = namespace(text='', seen=[], n=0) -%}{% macro show(x) %}<{{ x }}>{% endmacro %}"
+        "{%- for m in messages[::-1] if m.role != 'system' -%}{% set ns.n = ns.n + 1 %}"
+        "{%- set ns.text = ns.text + m.content ~ '|' ~ loop.index ~ none -%}{% set ns.seen = ns.seen + [m.role, 1.5] %}"
+        "{{- show(m.content) }}{{ loop.length }}{{ loop.last }}{{ loop.previtem is defined }}"
+        "{%- set block %}{{ m.content | upper }}!{% endset -%}{{ block }}{{ (m.role, block) }}"
+        "{%- else %}nobody{% endfor -%}{% for k, v in {'a': [1], 'b': ns.seen}.items() %}{{ k }}{{ v }}{% endfor %}"
+        "{%- for a in [[1, [2]], [3]] recursive %}{% if a is iterable %}({{ loop(a) }}){% else %}{{ a }}{% endif %}"
+        "{%- endfor %}{{ ns.text }}{{ ns.text[1:3] }}{{ 'ab'.ljust(5, '.') }}"
+        "{{- 'a-b'.replace('-', '+') }}{{ ', '.join(ns.seen[::2]) }}"
+        "{{- '%05.1f|%s|%(x)s' % {'x': 2} if false else '%05.1f|%-4s|' % (2.25, 'é') }}{{ '{:>4}{x!r}'.format(7, x='q') }}"
+        "{{- messages | map(attribute='role') | join('+') }}{{ ns.seen | tojson(indent=2) }}{{ 7 % 4 }}{{ 2 ** 5 }}"
+        "{{- ('a<b' | e) + '<' }}{{ 'x' * 3 }}{{ [1, 2] * 2 }}{{ 'a\nb' | indent(2) }}{{ messages | length }}"
+        "{{- messages | selectattr('role', 'equalto', 'user') | list | length }}{{ dict(a=1, self=2, context=3) }}"
+        "{%- filter upper %}low{% endfilter %}{{ {'x': 'ü'} | tojson(separators=(',', ':')) }}{{ loop is defined }}\n")
+    tokenizer = make_tokenizer(folder, template)
+    own = Template(template, "ordinary", tokenizer.special_tokens_map)
+    for messages in [*DIALOGUES, (Message("system", "a"),)]:
+        assert own.render(as_dicts(messages)) == tokenizer.apply_chat_template(as_dicts(messages), tokenize=False)
+
+
+def test_a_long_dialogue_may_be_collected_in_a_variable(folder):
+    template = "{% set ns = namespace(s='') %}{% for m in messages %}{% set ns.s = ns.s + m.content %}{% endfor %}" \
+               "{{ ns.s }}"
+    messages = [{"role": "user", "content": "x" * 10_000}] * 200
+    assert len(Template(template, "collector", {}).render(messages)) == 2_000_000
+
+
 def test_invalid_jinja_is_refused_with_its_line(folder):
     with pytest.raises(ConfigError, match="line 2"):
         Chat(make_tokenizer(folder, "a\n{% for %}"))
@@ -167,6 +254,30 @@ def test_a_special_token_spelled_by_a_user_stays_text(chats):
     assert ids.count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 2
     prompt = chat.prompt_ids(messages[:1])
     assert ids[:len(prompt)] == prompt
+
+
+WORDS = ("{{ '<s>' }}{% for m in messages %}{{ (' 50 ' if m['role'] == 'user' else ' 51 ') + m['content'] + ' </s>' }}"
+         "{% endfor %}{% if add_generation_prompt %}{{ ' 51' }}{% endif %}")
+
+
+def test_a_special_token_is_refused_where_it_cannot_be_kept_as_text():
+    chat = Chat(make_words(WORDS))
+    assert not chat.codec.can_cut
+    assert chat.prompt_ids(talk("7 8")) == [1, 50, 7, 8, 2, 51]
+    with pytest.raises(DataError, match="spells a special token"):
+        chat.prompt(talk("7 </s> 8"))
+    with pytest.raises(DataError, match="spells a special token"):
+        chat.encode([chat.render(talk("7 </s> 8", "9"))])
+
+
+def test_a_special_token_is_refused_where_its_place_is_unknown(folder):
+    """What a user says twice cannot be marked, so it cannot be kept apart either."""
+    doubled = CHATML.replace("message['content']", "message['content'] + message['content'][:0 if message['role'] == "
+                                                   "'assistant' else 20]")
+    chat = Chat(make_tokenizer(folder, doubled, "<|im_end|>"))
+    assert chat.prompt_ids(talk("hi"))
+    with pytest.raises(DataError, match="spells a special token"):
+        chat.prompt_ids(talk("hi <|im_end|>"))
 
 
 def test_no_bos_but_the_templates(chats):

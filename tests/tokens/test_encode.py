@@ -270,6 +270,17 @@ def test_rows_without_answer_or_refused_by_the_template_are_kept_in_the_quaranti
     ledger.check()
 
 
+def test_a_row_whose_special_token_cannot_be_kept_as_text_is_dropped_and_counted():
+    """The words tokenizer cannot be cut, so </s> in a user's mouth would become the real one."""
+    encoder, ledger = Encoder(make_words(PAIR), 20), Ledger()
+    assert not encoder.codec.can_cut
+    [kept] = encoder.dialogues([dialogue("101 </s> 102", "201", id="f:1"), dialogue("101", "201", id="f:2")], ledger)
+    assert kept.id == "f:2"
+    assert ledger.stations["render"].dropped["spells a special token"].rows == 1
+    assert [(item.where, item.reason) for item in ledger.quarantined] == [("f:1", "spells a special token")]
+    ledger.check()
+
+
 def test_a_template_without_spans_names_the_row(folder):
     with pytest.raises(ConfigError, match=r"f:1: .*assistant spans cannot be found"):
         Encoder(make_tokenizer(folder, NO_END), 400).dialogue(dialogue("Hi?", "Hello."), Ledger())
@@ -353,8 +364,8 @@ def test_a_tokenizer_that_writes_spaces_as_marks_learns_the_answer_and_its_end()
     tokenizer.chat_template = BRACKETS
     encoder = Encoder(tokenizer, 400)
     assert not encoder.codec.can_cut
-    [example] = encoder.dialogue(dialogue("What is France?", "The answer is Paris.", "why?", "say </s> why"), Ledger())
+    [example] = encoder.dialogue(dialogue("What is France?", "The answer is Paris.", "why?", "say why"), Ledger())
     branch = example.branches[0]
     learned = encoder.codec.decode(branch.tokens[branch.weights > 0])
-    assert "".join(learned.split()) == "TheanswerisParis.</s>say</s>why</s>"
+    assert "".join(learned.split()) == "TheanswerisParis.</s>saywhy</s>"
     assert branch.tokens[0] == tokenizer.bos_token_id

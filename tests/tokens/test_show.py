@@ -10,7 +10,7 @@ from danlu.core.examples import Branch, Example
 from danlu.core.ledger import Ledger
 from danlu.core.records import Dialogue
 from danlu.tokens.encode import Encoder
-from danlu.tokens.show import headline, plain_example, show_example, split_pieces, targets_text, visible
+from danlu.tokens.show import headline, show_example, split_pieces, targets_text, visible
 from tokens.samples import CHATML, make_tokenizer, talk
 
 
@@ -31,11 +31,18 @@ def paint(renderable):
     return console.file.getvalue()
 
 
-def test_plain_marks_what_is_learned(example, tokenizer):
-    text = plain_example(example, tokenizer)
-    assert text.splitlines()[0] == f"file:7 (file, chat): {example.num_tokens} tokens, {example.num_targets} learned"
-    assert "<|im_start|>assistant⏎\n⟪答 🙂<|im_end|>⟫⏎\n<|im_start|>user⏎\nb<|im_end|>" in text
-    assert text.endswith("⟪c<|im_end|>⟫⏎\n")
+def plain(renderable):
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_the_whole_example_is_shown(example, tokenizer):
+    text = plain(show_example(example, tokenizer))
+    assert text.splitlines()[0].rstrip() == \
+        f"file:7 (file, chat): {example.num_tokens} tokens, {example.num_targets} learned"
+    assert "<|im_start|>assistant⏎\n答 🙂<|im_end|>⏎\n<|im_start|>user⏎\nb<|im_end|>" in text
+    assert "learned: 答 🙂<|im_end|> … c<|im_end|>" in text
 
 
 def test_targets(example, tokenizer):
@@ -53,10 +60,10 @@ def test_stem_branches_and_prices(tokenizer):
     example = Example(ids, (Branch(ids[:3]), Branch(ids[:2])), "s", "c", "book#2")
     bits = [np.array([1.0, 2.0, np.nan]), np.array([0.5, 9.0])]
     assert "piece 2" in headline(example) and "2 branches" in headline(example)
-    text = plain_example(example, tokenizer, bits)
+    text = plain(show_example(example, tokenizer, bits))
     assert "stem: What is the capital?" in text
     assert "branch 0:" in text and "branch 1:" in text
-    assert "2 learned tokens, 3.0 bits, 1.500 bits a token" in text
+    assert "2 learned tokens, 3.0 bits, 1.500 bits a token" in " ".join(text.split())
     assert "9.00" in paint(show_example(example, tokenizer, bits))
 
 

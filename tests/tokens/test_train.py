@@ -1,6 +1,7 @@
 """A trained tokenizer: the same bytes each time, every string comes back, transformers opens it."""
 
 import hashlib
+import json
 import subprocess
 import sys
 
@@ -89,6 +90,19 @@ def test_bytes_per_token(trained):
     found = bytes_per_token(trained[0], [Document("aZ", "s", "1", "en"), Document("汉", "s", "2", "zh")])
     assert found == {"all": pytest.approx(5 / 5), "en": pytest.approx(1.0), "zh": pytest.approx(1.0)}
     assert bytes_per_token(trained[0], [Document(TEXT, "s", "1", "en")])["en"] > 1.5
+
+
+def test_bytes_per_token_reads_special_tokens_as_text(trained):
+    [ids] = Codec(trained[0]).encode_plain(["<|end|>"])
+    assert len(ids) > 1
+    assert bytes_per_token(trained[0], [Document("<|end|>", "s", "1", "en")])["en"] == pytest.approx(7 / len(ids))
+
+
+def test_special_tokens_that_are_named_twice_count_once(tmp_path):
+    size = MIN_VOCAB_SIZE + 1
+    assert train_bpe(["text"], size, tmp_path, ["<|tool|>", "<|tool|>", "<|end|>"]).get_vocab_size() == size
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["extra_special_tokens"].count("<|tool|>") == 1
 
 
 @settings(max_examples=200, deadline=None)

@@ -5,7 +5,6 @@ import torch
 from small import Poisoned, ragged_examples, tiny_root, weights
 
 from danlu.core.errors import DataError
-from danlu.core.examples import Branch, Example
 from danlu.data.batch import Batch
 from danlu.data.pack import micro_batches
 from danlu.objectives.language import Language
@@ -126,13 +125,6 @@ def test_micro_batches_without_targets_weigh_nothing() -> None:
         found.append((train_step(root, Language(), [*batches, *extra], optimizer, **OPTIONS), weights(root)))
     assert found[0][0] == found[1][0]
     assert all(torch.equal(value, found[1][1][name]) for name, value in found[0][1].items())
-
-
-def test_a_step_with_nothing_to_learn_is_an_error() -> None:
-    root = tiny_root()
-    batch = Batch.pack([Example([], [Branch([1, 2, 3], [0.0, 0.0, 0.0])])])
-    with pytest.raises(DataError, match="step 1 has nothing to learn"):
-        train_step(root, Language(), [batch], build_optimizer(root, OptimizerConfig()), **OPTIONS)
 
 
 def test_running_out_of_memory_in_the_update_is_an_error_for_people() -> None:

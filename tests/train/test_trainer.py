@@ -11,14 +11,16 @@ from small import SETTINGS, Poisoned, make_trainer, ragged_examples, tiny_root, 
 
 from danlu.core.config import read_config
 from danlu.core.errors import ConfigError, DataError
+from danlu.core.examples import Branch, Example
 from danlu.data.batch import Batch
+from danlu.models.generate import evaluating
 from danlu.objectives.language import Language
 from danlu.train import step as step_module
 from danlu.train import trainer as trainer_module
 from danlu.train.checkpoint import checkpoints
 from danlu.train.log import LOG, PLOT, TIMINGS, read_log
 from danlu.train.parallel import World
-from danlu.train.trainer import Interrupted, TrainSettings, chained, evaluating, names_of
+from danlu.train.trainer import Interrupted, TrainSettings, chained, names_of
 
 
 def settings(**changes) -> TrainSettings:
@@ -179,11 +181,17 @@ def test_three_steps_in_a_row_without_a_finite_loss_are_an_error(tmp_path) -> No
     assert all(example.id in str(caught.value) for example in data.examples)
 
 
+def test_a_step_with_nothing_to_learn_names_its_examples(tmp_path) -> None:
+    trainer = make_trainer(tmp_path / "out", examples=[Example([], [Branch([1, 2, 3], [0, 0, 0])], id="data.jsonl:7")])
+    with pytest.raises(DataError, match=r"step 1 has nothing to learn.*data\.jsonl:7"):
+        list(trainer.fit())
+
+
 def exhausted_above(tokens: int):
     """An objective that runs out of memory on micro-batches with more tokens."""
     class Exhausted(Language):
         def __call__(self, reading, batch: Batch):
-            if batch.num_computed > tokens:
+            if batch.num_tokens > tokens:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
             return super().__call__(reading, batch)
     return Exhausted()
@@ -200,6 +208,24 @@ def test_out_of_memory_takes_the_same_step_again_in_smaller_portions(tmp_path) -
     assert lines and "micro_batch_tokens" in lines[0] and "instead of 4096" in lines[0]
     assert trainer.micro_batch_tokens <= 64
     assert len(read_log(tmp_path / "out")) == 8
+
+
+def test_what_memory_had_room_for_is_known_after_an_interruption(tmp_path) -> None:
+    options = {"objective": exhausted_above(40), "say": lambda line: None}
+    whole = make_trainer(tmp_path / "whole", settings(micro_batch_tokens=4096), **options)
+    list(whole.fit())
+    stopped = make_trainer(tmp_path / "out", settings(micro_batch_tokens=4096, save_steps=3), **options)
+    for info in stopped.fit():
+        if info.step == 3:
+            break
+    resumed = make_trainer(tmp_path / "out", settings(micro_batch_tokens=4096, save_steps=3),
+                           say=lambda line: pytest.fail(line), objective=exhausted_above(40))
+    list(resumed.fit())
+    assert resumed.micro_batch_tokens == whole.micro_batch_tokens < 4096
+    assert all(torch.equal(value, weights(whole.root)[name]) for name, value in weights(resumed.root).items())
+    other = make_trainer(tmp_path / "out", settings(micro_batch_tokens=64, save_steps=3), **options)
+    other.restore()
+    assert other.micro_batch_tokens == 64  # a person's new setting counts
 
 
 def test_an_example_that_never_fits_is_an_error(tmp_path) -> None:
@@ -260,7 +286,7 @@ def test_the_mode_comes_back_after_an_evaluation_that_fails() -> None:
     with pytest.raises(ZeroDivisionError), evaluating(root):
         assert not root.training
         raise ZeroDivisionError
-    assert root.training and torch.is_grad_enabled()
+    assert root.training
     root.eval()
     with evaluating(root):
         pass

@@ -130,12 +130,29 @@ def publish(work: Path, final: Path, *, kind: str, fingerprint: str, parents: Ma
                     "config": dict(config), "code": code, "files": files, "metrics": dict(metrics)}
         manifest["sha256"] = digest(manifest)
         write_atomic(work / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
-        for folder in sorted({path.parent for path in paths}):
+        inside = {folder for path in paths for folder in path.parents if work == folder or work in folder.parents}
+        for folder in sorted({work, *inside}, reverse=True):  # the innermost first
             sync(folder)
         final.parent.mkdir(parents=True, exist_ok=True)
         os.rename(work, final)
         sync(final.parent)
     return Artifact(final, manifest)
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether a folder holds a manifest of danlu's; other programs have files of that name too.
+
+    Raises DataError for one that cannot be read, because it may be a damaged one.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return False
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"is damaged: {error}", where=str(path),
+                        hint="If it is not danlu's, keep it out of the folder that danlu reads.") from None
+    return isinstance(found, dict) and {"format", "kind", "fingerprint", "files"} <= set(found)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """Strict settings: an unknown key, a wrong type or an impossible value is one clear message with its place.
 
 Each class of settings stands beside the code that uses it and derives from `Config`. A field declared with `free()`
-does not change the result (how often to save, how large a micro-batch is) and stays out of the fingerprint.
+does not change the result (how often to save, how large a micro-batch is) and stays out of the fingerprint, however
+deep it stands.
 
     class ScheduleConfig(Config):
         warmup_ratio: float = Field(0.0, ge=0, le=1, description="…")
         logging_steps: int = free(10, ge=1, description="…")
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -51,7 +52,20 @@ class Config(BaseModel):
             extra = field.json_schema_extra
             if isinstance(extra, dict) and extra.get("changes_result") is False:
                 values.pop(name)
+            else:
+                values[name] = _result_part(getattr(self, name), values[name])
         return values
+
+
+def _result_part(value: Any, plain: Any) -> Any:
+    """What changes the result in a value, given with its plain JSON form: configs in it leave out what is free."""
+    if isinstance(value, Config):
+        return value.result_settings()
+    if isinstance(value, list | tuple):
+        return [_result_part(*pair) for pair in zip(value, plain, strict=True)]
+    if isinstance(value, Mapping):
+        return {key: _result_part(item, plain[key]) for key, item in zip(plain, value.values(), strict=True)}
+    return plain
 
 
 def free(default: Any, **kwargs: Any) -> Any:
@@ -71,12 +85,45 @@ def read_config(cls: type[C], values: Mapping[str, Any], place: Place) -> C:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(cls, item, place) for item in error.errors(include_url=False)]
-        raise ConfigError("\n".join(problems)) from None
+        problems = _by_path(values, error.errors(include_url=False))
+        raise ConfigError("\n".join(_explain(cls, path, item, place) for path, item in problems)) from None
 
 
-def _explain(cls: type[Config], item: Any, place: Place) -> str:
-    path = tuple(item["loc"])
+def _by_path(values: Mapping[str, Any], items: Iterable[Any]) -> list[tuple[tuple[str | int, ...], Any]]:
+    """The problems with their real paths, those of one value's alternatives (`int | str`) made one.
+
+    Where an alternative has a problem deeper inside the value, it was the one that was meant: the others go.
+    """
+    found: dict[tuple[tuple[str | int, ...], str], Any] = {}
+    for item in items:
+        path = _real_path(values, item)
+        own_kind = item["type"] in ("missing", "extra_forbidden")
+        key = (path, item["type"] if own_kind else "")
+        if key not in found:
+            found[key] = dict(item)
+        elif not own_kind and item["msg"] not in found[key]["msg"]:
+            found[key]["msg"] += f" or {item['msg'].removeprefix('Input should be ')}"
+    paths = [path for path, _ in found]
+    return [(path, item) for (path, _), item in found.items()
+            if not any(len(other) > len(path) and other[:len(path)] == path for other in paths if path)]
+
+
+def _real_path(values: Mapping[str, Any], item: Any) -> tuple[str | int, ...]:
+    """A problem's path through the values; pydantic's also names the types that it tried."""
+    path: list[str | int] = []
+    current: Any = values
+    for part in item["loc"]:
+        there = current if isinstance(current, Mapping) else \
+            range(len(current)) if isinstance(current, list | tuple) else ()
+        if part in there:
+            path.append(part)
+            current = current[part]
+    if item["type"] == "missing":
+        path.append(item["loc"][-1])
+    return tuple(path)
+
+
+def _explain(cls: type[Config], path: tuple[str | int, ...], item: Any, place: Place) -> str:
     key = ".".join(str(part) for part in path)
     if item["type"] == "extra_forbidden":
         name = str(path[-1])

@@ -9,12 +9,15 @@ from collections.abc import Iterable
 
 
 class DanluError(Exception):
-    """The parent of every error that is meant to be read by the person at the terminal."""
+    """The parent of every error that is meant to be read by the person at the terminal.
+
+    `key` is the setting that it is about, for callers that know in which file it stands.
+    """
 
     exit_code = 2
 
-    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
-        self.where, self.message, self.hint = where, message, hint
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None, key: str = "") -> None:
+        self.where, self.message, self.hint, self.key = where, message, hint, key
         super().__init__("".join([f"{where}: " if where else "", message, f"\n  {hint}" if hint else ""]))
 
 

@@ -1,7 +1,8 @@
 """The ledger: what came in, what went out and why, in rows, bytes and tokens, at every station of the road.
 
 A station balances when, for each unit, in + added = out + dropped. `check` raises where it does not, so that nothing
-can be lost without a reason. Single bad inputs are kept in the quarantine with their place and an excerpt.
+can be lost without a reason. Single bad inputs are kept in the quarantine with their place and an excerpt: the first
+10,000 for each reason, because a large corpus can hold many millions. All of them are counted.
 
     ledger = Ledger()
     station = ledger.station("read")
@@ -12,12 +13,16 @@ can be lost without a reason. Single bad inputs are kept in the quarantine with 
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from danlu.core.errors import DataError
 
 UNITS = ("rows", "bytes", "tokens")
+MAX_KEPT = 10_000  # quarantined items that are kept for each reason
+MAX_REASONS = 1_000  # that are told apart; a message that quotes the item makes new ones without end
+FEW, MAX_IN_ALL = 3, 100_000  # when so many are kept in all, later reasons keep a few each
+OTHERS = "other reasons"
 EXCERPT = 160  # characters of a quarantined item that are kept
 
 
@@ -94,19 +99,42 @@ class Quarantined:
 
 
 class Ledger:
-    """The stations of one artifact's making, in order, and its quarantine."""
+    """The stations of one artifact's making, in order, and its quarantine.
+
+    quarantined      the refused inputs that are kept, in their order
+    num_quarantined  how many were refused
+    """
 
     def __init__(self) -> None:
         self.stations: dict[str, Station] = {}
         self.quarantined: list[Quarantined] = []
+        self._refused: dict[str, list[int]] = {}  # reason to (how many, how many of them are kept)
+
+    @property
+    def num_quarantined(self) -> int:
+        return sum(count for count, _ in self._refused.values())
 
     def station(self, name: str) -> Station:
         """The station of that name, made at its first mention."""
         return self.stations.setdefault(name, Station(name))
 
     def quarantine(self, where: str, reason: str, excerpt: str = "") -> None:
-        """Keeps one refused input for people to look at. The counting is the station's."""
-        self.quarantined.append(Quarantined(where, reason, excerpt[:EXCERPT]))
+        """Keeps one refused input for people to look at, unless there are many. The balance is the station's."""
+        known = reason if reason in self._refused or len(self._refused) < MAX_REASONS else OTHERS
+        count = self._refused.setdefault(known, [0, 0])
+        count[0] += 1
+        if count[1] < (MAX_KEPT if len(self.quarantined) < MAX_IN_ALL else FEW):
+            count[1] += 1
+            self.quarantined.append(Quarantined(where, reason, excerpt[:EXCERPT]))
+
+    def absorb(self, other: "Ledger", prefix: str) -> None:
+        """Puts another ledger's stations behind its own, their names after a prefix, and its quarantine."""
+        for name, station in other.stations.items():
+            self.stations[prefix + name] = replace(station, name=prefix + name)
+        for item in other.quarantined:
+            self.quarantine(item.where, item.reason, item.excerpt)
+        for reason, (rows, kept) in other._refused.items():
+            self._refused.setdefault(reason, [0, 0])[0] += rows - kept
 
     def check(self) -> None:
         """Raises DataError unless every station balances."""
@@ -117,14 +145,18 @@ class Ledger:
                 raise DataError(f"the ledger does not balance at station “{station.name}”: {detail} without a reason")
 
     def to_json(self) -> dict:
+        """The stations, how many were quarantined, and, for reasons that were cut: of how many how many are kept."""
+        cut = {reason: {"rows": rows, "kept": kept} for reason, (rows, kept) in sorted(self._refused.items())
+               if kept < rows}
         return {"stations": [station.to_json() for station in self.stations.values()],
-                "quarantined": len(self.quarantined)}
+                "quarantined": self.num_quarantined, **({"quarantine_cut": cut} if cut else {})}
 
     def save(self, folder: Path) -> None:
         """Checks the balance, then writes `ledger.json` and, where something was refused, `quarantine.jsonl`."""
         self.check()
         (folder / "ledger.json").write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=1), encoding="utf-8")
         if self.quarantined:
-            lines = (json.dumps({"where": item.where, "reason": item.reason, "excerpt": item.excerpt},
-                                ensure_ascii=False) for item in self.quarantined)
-            (folder / "quarantine.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            with open(folder / "quarantine.jsonl", "w", encoding="utf-8") as file:
+                for item in self.quarantined:
+                    line = {"where": item.where, "reason": item.reason, "excerpt": item.excerpt}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")

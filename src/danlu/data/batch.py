@@ -70,7 +70,6 @@ class Batch:
     columns: dict[str, Tensor]
     categories: tuple[str, ...]
     num_tokens: int
-    num_computed: int
 
     @property
     def num_sites(self) -> int:
@@ -115,7 +114,7 @@ class Batch:
                         torch.from_numpy(parts.joined(parts.branches, np.int32)))
         ids = torch.from_numpy(parts.joined(parts.tokens, np.int64))[None]
         positions = torch.from_numpy(parts.joined(parts.positions, np.int64))[None]
-        return parts.batch(ids, positions, layout, None, ids.numel(), examples)
+        return parts.batch(ids, positions, layout, None, examples)
 
     @classmethod
     def pad(cls, examples: Sequence[Example]) -> "Batch":
@@ -133,8 +132,7 @@ class Batch:
                 before[0] = -1
             parts.sites(examples[number], number, which, before)
         positions = torch.arange(width).expand(len(rows), width)
-        total = sum(example.num_tokens for example in examples)
-        return parts.batch(torch.from_numpy(ids), positions, None, torch.from_numpy(mask), total, examples)
+        return parts.batch(torch.from_numpy(ids), positions, None, torch.from_numpy(mask), examples)
 
 
 class _Parts:
@@ -177,7 +175,7 @@ class _Parts:
     def joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:
         return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)
 
-    def batch(self, ids: Tensor, positions: Tensor, layout: Layout | None, mask: Tensor | None, num_tokens: int,
+    def batch(self, ids: Tensor, positions: Tensor, layout: Layout | None, mask: Tensor | None,
               examples: Sequence[Example]) -> Batch:
         categories = tuple(sorted({example.category for example in examples}))
         owner = np.asarray(self.branch_example, np.int64)
@@ -193,4 +191,4 @@ class _Parts:
             site_weight_S=tensor(self.weight, np.float32), site_branch_S=tensor(self.site_branch, np.int64),
             branch_example_N=torch.from_numpy(owner), branch_category_N=torch.from_numpy(category),
             columns={name: tensor(parts, np.float32) for name, parts in self.columns.items()},
-            categories=categories, num_tokens=num_tokens, num_computed=ids.numel())
+            categories=categories, num_tokens=sum(example.num_tokens for example in examples))

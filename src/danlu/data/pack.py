@@ -5,20 +5,50 @@ from collections.abc import Sequence
 from danlu.core.examples import Example
 
 
-def micro_batches(examples: Sequence[Example], micro_batch_tokens: int) -> list[list[Example]]:
+def micro_batches(examples: Sequence[Example], micro_batch_tokens: int, padded: bool = False) -> list[list[Example]]:
     """Groups of examples with at most so many tokens each, in order; a longer example stands alone.
 
-    The groups are made about alike in size, so that the last one is no short remainder (a model is fastest on even work).
+    `padded`: for models that cannot pack, where every branch is a row as long as the longest one.
     """
-    groups: list[list[Example]] = []
-    room = 0
-    total = sum(example.num_tokens for example in examples)
+    groups = (cut_padded([rows_of(example) for example in examples], micro_batch_tokens) if padded else
+              cut([example.num_tokens for example in examples], micro_batch_tokens))
+    return [[examples[index] for index in group] for group in groups]
+
+
+def cut(lengths: Sequence[int], micro_batch_tokens: int) -> list[range]:
+    """Ranges of neighbours with at most so many tokens each; what is longer stands alone.
+
+    They are made about alike in size, so that the last one is no short remainder (a model is fastest on even work).
+    """
+    total = sum(lengths)
     wanted = max(1, -(-total // micro_batch_tokens))
-    even = min(micro_batch_tokens, -(-total // wanted) + max((e.num_tokens for e in examples), default=0) // 2)
-    for example in examples:
-        if not groups or example.num_tokens > room:
-            groups.append([])
+    even = min(micro_batch_tokens, -(-total // wanted) + max(lengths, default=0) // 2)
+    starts: list[int] = []
+    room = 0
+    for index, length in enumerate(lengths):
+        if not starts or length > room:
+            starts.append(index)
             room = even
-        groups[-1].append(example)
-        room -= example.num_tokens
-    return groups
+        room -= length
+    return _ranges(starts, len(lengths))
+
+
+def cut_padded(rows: Sequence[tuple[int, int]], micro_batch_tokens: int) -> list[range]:
+    """The same for examples that are given as (number of rows, length of the longest)."""
+    starts: list[int] = []
+    count = width = 0
+    for index, (more, length) in enumerate(rows):
+        if not starts or (count + more) * max(width, length) > micro_batch_tokens:
+            starts.append(index)
+            count = width = 0
+        count, width = count + more, max(width, length)
+    return _ranges(starts, len(rows))
+
+
+def rows_of(example: Example) -> tuple[int, int]:
+    """(number of rows, length of the longest) of an example whose every branch is a row with its stem."""
+    return len(example.branches), len(example.stem) + max(len(branch.tokens) for branch in example.branches)
+
+
+def _ranges(starts: list[int], end: int) -> list[range]:
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], end])]

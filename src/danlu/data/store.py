@@ -7,15 +7,18 @@
     labels.bin      source and category of each example, as indices                        (uint32 [n, 2])
     column_X.bin    per-token columns such as reference log-probabilities                  (float32)
     ids.txt         the provenance of each example, one line each
+    ids_ends.bin    where each of these lines ends, in bytes                               (int64)
     store.json      dtypes, counts, names of sources, categories and columns
 
 The token dtype follows from the vocabulary and every write asserts that it fits; sizes are checked at opening.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -33,36 +36,52 @@ class StoreSummary:
 
 
 class _Writer:
-    """Appends arrays to the store's files and remembers counts."""
+    """Appends to the store's files and remembers counts only: its memory does not grow with the examples."""
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
         self.folder = folder
         self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
         self.vocab_size = vocab_size
-        self.segments, self.examples, self.targets = [0], [0], 0
-        self.labels: list[tuple[int, int]] = []
+        self.num_tokens = self.num_segments = self.num_examples = self.targets = self.ids_end = 0
         self.sources: dict[str, int] = {}
         self.categories: dict[str, int] = {}
         self.columns: set[str] | None = None
         self.plain_weights = True  # only 0 and 1 so far: one byte each is enough
 
     def write(self, examples: Iterable[Example]) -> None:
-        with open(self.folder / "tokens.bin", "wb") as tokens, open(self.folder / "weights.tmp", "wb") as weights, \
-                open(self.folder / "ids.txt", "w", encoding="utf-8") as ids:
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(open(self.folder / name, "wb")) for name in (
+                "tokens.bin", "weights.tmp", "segments.bin", "examples.bin", "labels.bin", "ids.txt", "ids_ends.bin")}
+            # [0] is the end of nothing: the list of starts plus the end, which is what lookups need.
+            files["segments.bin"].write(_int64(0))
+            files["examples.bin"].write(_int64(0))
             for example in examples:
                 self._check(example)
-                nothing = np.zeros(len(example.stem), np.float32)
-                for segment, weight in [(example.stem, nothing), *((b.tokens, b.weights) for b in example.branches)]:
-                    tokens.write(segment.astype(self.dtype).tobytes())
-                    weights.write(weight.tobytes())
-                    self.plain_weights = self.plain_weights and bool(np.isin(weight, (0.0, 1.0)).all())
-                    self.segments.append(self.segments[-1] + len(segment))
+                self._write_tokens(example, files)
                 self._write_columns(example)
-                self.examples.append(len(self.segments) - 1)
-                self.targets += example.num_targets
-                self.labels.append((self.sources.setdefault(example.source, len(self.sources)),
-                                    self.categories.setdefault(example.category, len(self.categories))))
-                ids.write(" ".join(example.id.splitlines()) + "\n")
+                self._write_entry(example, files)
+
+    def _write_tokens(self, example: Example, files: Mapping[str, BinaryIO]) -> None:
+        nothing = np.zeros(len(example.stem), np.float32)
+        for segment, weight in [(example.stem, nothing), *((b.tokens, b.weights) for b in example.branches)]:
+            files["tokens.bin"].write(segment.astype(self.dtype).tobytes())
+            files["weights.tmp"].write(weight.tobytes())
+            self.plain_weights = self.plain_weights and bool(np.isin(weight, (0.0, 1.0)).all())
+            self.num_tokens += len(segment)
+            self.num_segments += 1
+            files["segments.bin"].write(_int64(self.num_tokens))
+
+    def _write_entry(self, example: Example, files: Mapping[str, BinaryIO]) -> None:
+        self.num_examples += 1
+        self.targets += example.num_targets
+        labels = (self.sources.setdefault(example.source, len(self.sources)),
+                  self.categories.setdefault(example.category, len(self.categories)))
+        line = (" ".join(example.id.splitlines()) + "\n").encode()
+        self.ids_end += len(line)
+        files["examples.bin"].write(_int64(self.num_segments))
+        files["labels.bin"].write(np.array(labels, np.uint32).tobytes())
+        files["ids.txt"].write(line)
+        files["ids_ends.bin"].write(_int64(self.ids_end))
 
     def _check(self, example: Example) -> None:
         for segment in (example.stem, *(branch.tokens for branch in example.branches)):
@@ -81,10 +100,6 @@ class _Writer:
 
     def finish(self) -> StoreSummary:
         folder = self.folder
-        # [0] is the end of nothing: the list of starts plus the end, which is what lookups need.
-        np.asarray(self.segments, np.int64).tofile(folder / "segments.bin")
-        np.asarray(self.examples, np.int64).tofile(folder / "examples.bin")
-        np.asarray(self.labels, np.uint32).reshape(-1, 2).tofile(folder / "labels.bin")
         weights = folder / "weights.tmp"
         if self.plain_weights:
             with open(folder / "weights.bin", "wb") as out, open(weights, "rb") as file:
@@ -93,13 +108,16 @@ class _Writer:
             weights.unlink()
         else:
             weights.rename(folder / "weights.bin")
-        num_tokens = self.segments[-1]
         meta = {"tokens": self.dtype.name, "weights": "uint8" if self.plain_weights else "float32",
-                "vocab_size": self.vocab_size, "num_tokens": num_tokens, "num_segments": len(self.segments) - 1,
-                "num_examples": len(self.labels), "num_targets": self.targets, "sources": list(self.sources),
+                "vocab_size": self.vocab_size, "num_tokens": self.num_tokens, "num_segments": self.num_segments,
+                "num_examples": self.num_examples, "num_targets": self.targets, "sources": list(self.sources),
                 "categories": list(self.categories), "columns": sorted(self.columns or ())}
         (folder / "store.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")
-        return StoreSummary(len(self.labels), num_tokens, self.targets)
+        return StoreSummary(self.num_examples, self.num_tokens, self.targets)
+
+
+def _int64(number: int) -> bytes:
+    return np.int64(number).tobytes()
 
 
 def write_examples(folder: Path, examples: Iterable[Example], vocab_size: int) -> StoreSummary:
@@ -126,7 +144,7 @@ class ExampleStore:
         self._labels = self._open("labels.bin", "uint32", 2 * meta["num_examples"]).reshape(-1, 2)
         self._columns = {name: self._open(f"column_{name}.bin", "float32", meta["num_tokens"])
                          for name in meta["columns"]}
-        self._ids: list[str] | None = None
+        self._ids, self._ids_ends = self._open_ids()
         self.lengths: np.ndarray = np.diff(np.asarray(self._segments)[np.asarray(self._examples)])
 
     def _open(self, name: str, dtype: str, count: int) -> np.ndarray:
@@ -136,6 +154,10 @@ class ExampleStore:
         if size != expected:
             raise DataError(f"has {size} bytes instead of {expected}", where=str(path))
         return np.memmap(path, dtype=dtype, mode="r", shape=(count,)) if count else np.zeros(0, dtype)
+
+    def _open_ids(self) -> tuple[np.ndarray, np.ndarray]:
+        ends = self._open("ids_ends.bin", "int64", len(self))
+        return self._open("ids.txt", "uint8", int(ends[-1]) if len(self) else 0), ends
 
     def __len__(self) -> int:
         return self.meta["num_examples"]
@@ -158,9 +180,9 @@ class ExampleStore:
 
     def id(self, index: int) -> str:
         """Where an example came from, as the record said."""
-        if self._ids is None:
-            self._ids = (self.folder / "ids.txt").read_bytes().decode("utf-8").split("\n")
-        return self._ids[index]
+        index = range(len(self))[index]  # so that -1 is the last, and too large an index an IndexError
+        start = int(self._ids_ends[index - 1]) if index else 0
+        return self._ids[start:int(self._ids_ends[index]) - 1].tobytes().decode("utf-8")
 
     def _segment(self, index: int) -> slice:
         return slice(int(self._segments[index]), int(self._segments[index + 1]))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from danlu.core.terminal import visible
 from danlu.evals.figures import BitsRow, Curve, SkillRow
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def draw_losses(curves: Sequence[Curve], models: Sequence[str], path: Path) -> N
                 axes.plot(curve.steps, _smooth(curve.values), color=color, linewidth=1.8, label="training (smoothed)")
             else:
                 axes.plot(curve.steps, curve.values, color=INK, linewidth=1.2, marker="o", markersize=3,
-                          linestyle="--", label=curve.label)
-        axes.set_title(name, fontsize=10, loc="left", color=INK)
+                          linestyle="--", label=visible(curve.label))
+        axes.set_title(visible(name), fontsize=10, loc="left", color=INK)
         axes.set_xlabel("step")
         axes.legend(frameon=False, fontsize=8)
     panels[0].set_ylabel("loss (nats per learned token)")
@@ -89,13 +90,13 @@ def _bars(axes: "Axes", groups: Sequence[str], series: Sequence[str], colors: di
                 top = max(value, high)
             axes.annotate(form.format(value), (x, top), xytext=(0, 2), textcoords="offset points", ha="center",
                           fontsize=7.5, color=INK)
-    axes.set_xticks(range(len(groups)), groups)
+    axes.set_xticks(range(len(groups)), [visible(group) for group in groups])
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="x", visible=False)
     axes.margins(y=0.12)
     handles, labels = axes.get_legend_handles_labels()
     known = dict(zip(labels, handles, strict=True))
-    axes.legend(known.values(), known.keys(), frameon=False, fontsize=8, ncols=min(6, len(known)), loc="lower left",
+    axes.legend(known.values(), map(visible, known), frameon=False, fontsize=8, ncols=min(6, len(known)), loc="lower left",
                 bbox_to_anchor=(0, 1.0), borderaxespad=0.2, handlelength=1, columnspacing=1.2)
 
 
@@ -135,4 +136,5 @@ def _save(figure: "Figure", path: Path) -> None:
     for text in figure.findobj(Text):
         assert isinstance(text, Text), "only texts were asked for"
         text.set_fontfamily([name for name in FONTS if name in installed])
+        text.set_parse_math(False)  # a category such as `$\x$` is a name, not a formula
     figure.savefig(path, metadata={"Software": None})

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from danlu.core.errors import DataError
 from danlu.core.records import Message, Prompt
 from danlu.evals.figures import SkillRow
 from danlu.evals.statistics import wilson_interval
@@ -71,16 +72,24 @@ class Answerer:
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.chat = Chat(tokenizer, stop_ids_of(model))
-        self.num_too_long = 0
+        self.unasked: frozenset[int] = frozenset()  # places of the last call's dialogues that could not be asked
+
+    def _prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt's tokens; none where the template refuses the dialogue."""
+        try:
+            return self.chat.prompt_ids(messages)
+        except DataError:
+            return []
 
     def answer(self, dialogues: Sequence[Sequence[Message]],
                progress: Callable[[int], None] = lambda done: None) -> list[str]:
-        """The text of one answer each; "" for a prompt that leaves no room for an answer (counted)."""
-        prompts = [self.chat.prompt_ids(messages) for messages in dialogues]
+        """The text of one answer each; "" for a prompt in `unasked`: it leaves no room for an answer, or the template
+        refuses it."""
+        prompts = [self._prompt(messages) for messages in dialogues]
         limit = max_positions(self.model)
         fitting = [number for number, prompt in enumerate(prompts)
-                   if limit is None or len(prompt) + self.max_new_tokens <= limit]
-        self.num_too_long += len(prompts) - len(fitting)
+                   if prompt and (limit is None or len(prompt) + self.max_new_tokens <= limit)]
+        self.unasked = frozenset(range(len(prompts))) - set(fitting)
         fitting.sort(key=lambda number: len(prompts[number]))
         answers = [""] * len(prompts)
         for start in range(0, len(fitting), self.batch_size):

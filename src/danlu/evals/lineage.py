@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from danlu.core.artifact import MANIFEST, read_manifest
+from danlu.core.artifact import is_artifact, read_manifest
 from danlu.core.errors import DataError
 from danlu.evals.figures import Curve, LedgerLine, LineageStep
 
@@ -27,7 +27,7 @@ def trace(folders: Iterable[Path]) -> tuple[list[LineageStep], list[LedgerLine]]
     steps: dict[str, LineageStep] = {}
     ledger: list[LedgerLine] = []
     for folder in folders:
-        if (folder / MANIFEST).is_file():
+        if is_artifact(folder):
             _visit(folder, steps, ledger)
     return list(steps.values()), ledger
 
@@ -52,7 +52,7 @@ def _artifact_of(folder: Path, fingerprint: str) -> Path | None:
     """The artifact of that fingerprint among those of the same recipe."""
     recipe = folder.parent.parent
     for place in sorted(recipe.glob(f"*/{fingerprint[:SHORT]}")) if fingerprint else []:
-        if (place / MANIFEST).is_file() and read_manifest(place)["fingerprint"] == fingerprint:
+        if is_artifact(place) and read_manifest(place)["fingerprint"] == fingerprint:
             return place
     return None
 
@@ -62,7 +62,7 @@ def trained_context(folder: Path) -> int | None:
 
     Beyond it a model reads positions that it never saw, whatever its config allows.
     """
-    if not (folder / MANIFEST).is_file():
+    if not is_artifact(folder):
         return None
     manifest = read_manifest(folder)
     parents = [_artifact_of(folder, parent) for parent in manifest["parents"].values()]

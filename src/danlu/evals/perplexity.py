@@ -58,22 +58,38 @@ def choose_documents(documents: Iterable[Document], max_bytes: int) -> tuple[lis
     The order is that of the ids' hashes, so it depends on nothing else. Documents that do not fit any more are passed
     over; only where this leaves less than half of the bytes is the first of them cut to fill the rest.
     """
-    ordered = sorted(documents, key=lambda document: (sha256(document.id.encode()).digest(), document.id))
+    documents = list(documents)
+    chosen, notes = [], []
+    for place, size in choose_places(((document.id, len(document.text.encode())) for document in documents), max_bytes):
+        document = documents[place]
+        text = beginning(document.text, size)
+        if text != document.text:
+            notes.append(f"{document.id} was cut to its first {len(text.encode())} bytes")
+        chosen.append(Document(text, document.source, document.id, document.category))
+    return chosen, notes
+
+
+def choose_places(sizes: Iterable[tuple[str, int]], max_bytes: int) -> list[tuple[int, int]]:
+    """The choice of `choose_documents` from (id, bytes) alone: (place, how many of its bytes) in the order of choice.
+
+    So a corpus can be gone through without being held in memory.
+    """
+    ordered = sorted((sha256(id.encode()).digest(), place, size) for place, (id, size) in enumerate(sizes))
     chosen, passed, room = [], [], max_bytes
-    for document in ordered:
-        size = len(document.text.encode())
+    for _, place, size in ordered:
         if 0 < size <= room:
-            chosen.append(document)
+            chosen.append((place, size))
             room -= size
         elif size > room:
-            passed.append(document)
-    notes = []
+            passed.append(place)
     if passed and room > max_bytes // 2:
-        first = passed[0]
-        text = first.text.encode()[:room].decode(errors="ignore")
-        chosen.append(Document(text, first.source, first.id, first.category))
-        notes.append(f"{first.id} was cut to its first {len(text.encode())} bytes")
-    return chosen, notes
+        chosen.append((passed[0], room))
+    return chosen
+
+
+def beginning(text: str, num_bytes: int) -> str:
+    """The first whole characters of at most that many bytes."""
+    return text.encode()[:num_bytes].decode(errors="ignore")
 
 
 def windows(tokens: Sequence[int] | np.ndarray, context: int, stride: int) -> list[Example]:

@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from danlu.core.terminal import visible
 from danlu.evals.figures import BitsRow, Report, Sample, SkillRow
 
 if TYPE_CHECKING:
@@ -99,18 +100,6 @@ def skill_lines(report: Report) -> list[SkillLine]:
     return lines
 
 
-def visible(text: str) -> str:
-    """The text with control characters (escape sequences of terminals among them) shown as signs."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", _sign, text)
-
-
-def _sign(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    if code == 0x7F:
-        return "␡"
-    return chr(0x2400 + code) if code < 0x20 else "\ufffd"
-
-
 def html(report: Report, folder: Path) -> str:
     """The page, with the pictures of that folder inside it."""
     from jinja2 import Environment, StrictUndefined
@@ -135,7 +124,7 @@ def html(report: Report, folder: Path) -> str:
 
 def markdown(report: Report) -> str:
     """The report as Markdown; the pictures are linked by name."""
-    parts = [f"# {report.title}", f"danlu report `{report.fingerprint[:8]}`"]
+    parts = [f"# {_inline(report.title)}", f"danlu report `{report.fingerprint[:8]}`"]
     if report.bits:
         table = [["text", *systems_of(report), "bytes", "documents"]]
         table += [[line.category, *(_bits(cell) for cell in line.cells), f"{line.num_bytes:,}",
@@ -230,7 +219,7 @@ def terminal_table(report: Report) -> "RenderableType":
         made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
         made.add_column(first)
         for name in [*columns, *last]:
-            made.add_column(Text(name), justify="right")
+            made.add_column(Text(visible(name)), justify="right")
         return made
 
     parts: list[RenderableType] = []
@@ -240,13 +229,13 @@ def terminal_table(report: Report) -> "RenderableType":
         for line in bits_lines(report):
             cells = [Text(_bits(cell).replace(" [", "\n["), style="bold green" if cell.best else "")
                      for cell in line.cells]
-            bits.add_row(Text(line.category), *cells, f"{line.num_bytes:,}", f"{line.num_documents:,}")
+            bits.add_row(Text(visible(line.category)), *cells, f"{line.num_bytes:,}", f"{line.num_documents:,}")
         parts.append(bits)
     if report.skills:
         skills = table("exact match on held-out prompts (higher is better)", "task", report.model_names, ("prompts",))
         for task_line in skill_lines(report):
             cells = [Text(_share(cell), style="bold green" if cell.best else "") for cell in task_line.cells]
-            skills.add_row(Text(task_line.task), *cells, f"{task_line.num_prompts:,}")
+            skills.add_row(Text(visible(task_line.task)), *cells, f"{task_line.num_prompts:,}")
         parts.append(skills)
-    parts.extend(Text(note, style="dim") for note in report.notes)
+    parts.extend(Text(visible(note), style="dim") for note in report.notes)
     return Group(*parts)

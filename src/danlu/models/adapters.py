@@ -3,12 +3,13 @@
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from danlu.core.config import Config
 from danlu.core.errors import ConfigError, nearest
+from danlu.models.attention import leave_packed
 
 
 class AdapterConfig(Config):
@@ -19,6 +20,13 @@ class AdapterConfig(Config):
     lora_alpha: int | None = Field(None, ge=1, description="scale of the adapters; default: twice the rank")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the adapters")
     lora_target: str | list[str] = Field("all", description="names of linear layers, or `all` but the head")
+
+    @model_validator(mode="after")
+    def _adapters_are_trained(self) -> "AdapterConfig":
+        unread = sorted(name for name in self.model_fields_set if name.startswith("lora_"))
+        if unread and self.finetuning_type != "lora":
+            raise ValueError(f"{unread[0]} is read with finetuning_type: lora only")
+        return self
 
 
 def add_adapters(lm: PreTrainedModel, config: AdapterConfig, seed: int) -> nn.Module:
@@ -54,9 +62,9 @@ def merge(adapted: nn.Module, lm: PreTrainedModel, probe_BT: Tensor) -> PreTrain
     probe_BT: token ids on which base + adapter and the merged model are compared.
     """
     adapted.eval()
-    lm.set_attn_implementation("sdpa")
+    leave_packed(lm)
     before = lm(input_ids=probe_BT, use_cache=False).logits.float()
-    merged = adapted.merge_and_unload()  # type: ignore[operator]
+    merged = adapted.merge_and_unload()  # type: ignore[operator]  # peft's, known as a Module
     after = merged(input_ids=probe_BT, use_cache=False).logits.float()
     difference = float((before - after).abs().max() / before.abs().max().clamp(min=1e-6))
     if not difference < 1e-3:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from danlu.core.errors import DanluError
@@ -133,6 +133,12 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, past: int, scaling: float | None, d
     if window is not None:
         mask &= query_at - key_at < window
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, dropout_p=dropout, enable_gqa=grouped)
+
+
+def leave_packed(lm: PreTrainedModel) -> None:
+    """Back to transformers' own attention, which takes masks instead of layouts; other kinds are left alone."""
+    if lm.config._attn_implementation == NAME:
+        lm.set_attn_implementation("sdpa" if lm._supports_sdpa else "eager")
 
 
 AttentionInterface.register(NAME, packed_attention)

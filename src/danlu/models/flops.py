@@ -34,8 +34,8 @@ class Size:
 
     def training_bytes(self, micro_batch_tokens: int, trainable: float = 1.0) -> float:
         """Weights, gradients and AdamW's two averages in float32, the activations of a micro-batch and the head's
-        workspace. Activations are counted as 4 bytes × 34 widths per layer and token, the usual estimate for an
-        uncompiled decoder (arXiv:2205.05198, section 4.1)."""
+        workspace. Activations are counted as 4 bytes × (22 widths + 4 inner widths) per layer and token: 34 widths where
+        the inner one is three times the outer, the usual estimate for a decoder (arXiv:2205.05198, section 4.1)."""
         weights = 4 * self.parameters * (1 + 3 * trainable)
         activations = 4.0 * micro_batch_tokens * self.layers * (22 * self.width + 4 * self.inner)
         return weights + activations + 4 * min(1 << 25, 512 * self.vocab)

@@ -21,8 +21,6 @@ from transformers import DynamicCache, PreTrainedModel
 from danlu.core.errors import DataError
 from danlu.models import attention
 
-PLAIN_ATTENTION = "sdpa"  # knows caches and padding masks
-
 
 @dataclass(frozen=True, slots=True)
 class Completion:
@@ -62,7 +60,7 @@ def use_plain_attention(model: PreTrainedModel) -> Iterator[None]:
     """Switches from packed to transformers' own attention, and back at the end; other kinds are left alone."""
     packed = model.config._attn_implementation == attention.NAME
     if packed:
-        model.set_attn_implementation(PLAIN_ATTENTION)
+        attention.leave_packed(model)
     try:
         yield
     finally:

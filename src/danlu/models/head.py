@@ -15,10 +15,11 @@ Legend: S sites, V vocabulary, D width.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 1 << 25  # of the logits buffer: 128 MiB in float32
 
@@ -136,19 +137,19 @@ class _WeightedSum(torch.autograd.Function):
     """Σ c·logp with both gradients ready when the forward pass ends."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, h_SD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, y_S: Tensor, c_S: Tensor,
+    def forward(ctx: Any, h_SD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, y_S: Tensor, c_S: Tensor,
                 head: _Pass) -> tuple[Tensor, Tensor]:
-        needs_h, needs_w = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
+        needs_h, needs_w = ctx.needs_input_grad[:2]
         found, *grads = head.run(h_SD, y_S, c_S if needs_h or needs_w else None, needs_w)
-        ctx.grads = grads  # type: ignore[attr-defined]
+        ctx.grads = grads
         ctx.mark_non_differentiable(found.logprobs_S)
         return (found.logprobs_S.double() * c_S.double()).sum().to(found.logprobs_S.dtype), found.logprobs_S
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         # Each buffer is used up here, so it can be scaled in place instead of copied.
-        scaled = [None if g is None else g.mul_(grad.to(g.dtype)) for g in ctx.grads]  # type: ignore[attr-defined]
+        scaled = [None if g is None else g.mul_(grad.to(g.dtype)) for g in ctx.grads]
         return (*scaled, None, None, None)
 
 
@@ -156,10 +157,10 @@ class _Logprobs(torch.autograd.Function):
     """log p of each site; the backward pass computes the probabilities again."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, h_SD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, y_S: Tensor, head: _Pass
+    def forward(ctx: Any, h_SD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, y_S: Tensor, head: _Pass
                 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         ctx.save_for_backward(h_SD, y_S)
-        ctx.head = head  # type: ignore[attr-defined]
+        ctx.head = head
         found = head.run(h_SD, y_S, None, False)[0]
         rest = [item for item in (found.entropy_S, found.argmax_S) if item is not None]
         ctx.mark_non_differentiable(*rest)
@@ -167,9 +168,9 @@ class _Logprobs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_S: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        h_SD, y_S = ctx.saved_tensors  # type: ignore[attr-defined]
-        head, needs_w = ctx.head, ctx.needs_input_grad[1]  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad_S: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        h_SD, y_S = ctx.saved_tensors
+        head, needs_w = ctx.head, ctx.needs_input_grad[1]
         again = _Pass(head.weight_VD, head.bias_V, head.shape, head.workspace)
         return (*again.run(h_SD, y_S, grad_S, needs_w)[1:], None, None)
 

@@ -4,6 +4,7 @@ At loading, the head is compared with the model's own logits, and packed trees w
 checkpoint. A model that packs wrongly falls back to one padded row per branch, and `notes` says so.
 """
 
+import copy
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,17 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers import logging as transformers_logging
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from danlu.core.errors import ConfigError, DataError, nearest
 from danlu.core.examples import Branch, Example
 from danlu.models import attention
 from danlu.models.adapters import AdapterConfig, add_adapters, merge
+from danlu.models.generate import stop_ids_of
 from danlu.models.root import Root, check_head
+from danlu.tokens.codec import num_ids
 
 transformers_logging.disable_progress_bar()  # danlu has its own
+# What transformers raises for folders that hold something else, too little, or what a download cut off.
+UNREADABLE = (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                    "chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
 
@@ -32,7 +40,6 @@ class Loaded:
 
     root: Root
     tokenizer: Any
-    tokenizer_folder: str
     adapted: nn.Module | None = None  # peft's wrapper, where adapters are trained
     notes: list[str] = field(default_factory=list)
 
@@ -41,36 +48,59 @@ class Loaded:
         return self.root.lm
 
 
+def _reason(error: Exception) -> str:
+    """The telling line of somebody else's error: the last one where a heading stands first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if isinstance(error, StrictDataclassError) else lines[0]) if lines else type(error).__name__
+
+
+def load_config(source: str | Path) -> Any:
+    """The config of a folder or hub id. Raises ConfigError naming it where there is none that transformers opens."""
+    try:
+        return AutoConfig.from_pretrained(str(source))
+    except UNREADABLE as error:
+        raise ConfigError(f"no model could be opened: {_reason(error)}", where=str(source)) from None
+
+
 def load_tokenizer(source: str | Path) -> Any:
     """The tokenizer of a folder or hub id. Raises ConfigError naming it where there is none."""
     try:
         return AutoTokenizer.from_pretrained(str(source))
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"no tokenizer could be opened: {str(error).splitlines()[0]}", where=str(source)) from None
+    except UNREADABLE as error:
+        raise ConfigError(f"no tokenizer could be opened: {_reason(error)}", where=str(source)) from None
 
 
-def load_model(source: str | Path, *, tokenizer: str | Path | None = None, device: torch.device | str = "cpu",
+def load_model(source: str | Path, *, tokenizer: Any | None = None, device: torch.device | str = "cpu",
                dtype: torch.dtype = torch.float32, adapters: AdapterConfig | None = None, seed: int = 0) -> Loaded:
-    """Opens a checkpoint (folder or hub id) with its tokenizer, in `dtype`, probed; with adapters where asked."""
+    """Opens a checkpoint (folder or hub id) in `dtype`, probed; with adapters where asked.
+
+    tokenizer  one that is open already; default: the checkpoint's own
+    """
     try:
-        lm = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"no causal language model could be opened: {str(error).splitlines()[0]}",
-                          where=str(source)) from None
-    return _ready(lm, str(tokenizer or source), device, adapters, seed)
+        opened: Any = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, output_loading_info=True)
+    except (*UNREADABLE, RuntimeError) as error:
+        raise ConfigError(f"no causal language model could be opened: {_reason(error)}", where=str(source)) from None
+    lm, info = opened
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ConfigError(f"has no weights for {missing[0]}"
+                          + (f" and {len(missing) - 1} more" if len(missing) > 1 else "") +
+                          "; random ones would have taken their place", where=str(source),
+                          hint="Is the download complete, and was the model saved with its head?")
+    return _ready(lm, tokenizer or load_tokenizer(source), device, adapters, seed)
 
 
-def new_model(architecture: Mapping[str, Any], tokenizer: str | Path, *, device: torch.device | str = "cpu",
+def new_model(architecture: Mapping[str, Any], tokenizer: Any, *, device: torch.device | str = "cpu",
               dtype: torch.dtype = torch.float32, seed: int = 0) -> Loaded:
     """A model with random weights. `architecture` is `model_type` and that type's own config keys.
 
     Vocabulary size and special tokens come from the tokenizer. Raises ConfigError for an unknown type or key.
     """
-    config = new_config(architecture, load_tokenizer(tokenizer))
+    config = new_config(architecture, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return _ready(lm, str(tokenizer), device, None, seed)
+    return _ready(lm, tokenizer, device, None, seed)
 
 
 def new_config(architecture: Mapping[str, Any], tokenizer: Any | None, vocab_size: int | None = None) -> Any:
@@ -83,33 +113,37 @@ def new_config(architecture: Mapping[str, Any], tokenizer: Any | None, vocab_siz
     try:
         known = AutoConfig.for_model(model_type).to_dict()
     except ValueError:
-        raise ConfigError(f"“{model_type}” is no model type of transformers") from None
+        raise ConfigError(f"“{model_type}” is no model type of transformers", key="model.model_type") from None
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ConfigError(f"“{model_type}” is no causal language model", key="model.model_type")
     foreign = sorted(set(keys) - set(known) - {"head_dim", "rope_theta", "rope_parameters"})
     if foreign:
         close = nearest(foreign[0], known)
         raise ConfigError(f"a {model_type} model has no setting “{foreign[0]}”",
-                          hint=f"Did you mean {close}?" if close else None)
-    if tokenizer is None:
-        return AutoConfig.for_model(model_type, **{"vocab_size": vocab_size, **keys})
-    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-               "pad_token_id": tokenizer.pad_token_id}
-    return AutoConfig.for_model(model_type, **{"vocab_size": len(tokenizer), **special, **keys})
+                          key=f"model.{foreign[0]}", hint=f"Did you mean {close}?" if close else None)
+    own: dict[str, Any] = {"vocab_size": vocab_size}
+    if tokenizer is not None:
+        own = {"vocab_size": num_ids(tokenizer), "bos_token_id": tokenizer.bos_token_id,
+               "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    try:
+        return AutoConfig.for_model(model_type, **{**own, **keys})
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        raise ConfigError(f"a {model_type} model cannot be built so: {_reason(error)}", key="model") from None
 
 
-def _ready(lm: PreTrainedModel, tokenizer_folder: str, device: torch.device | str, adapters: AdapterConfig | None,
+def _ready(lm: PreTrainedModel, tokenizer: Any, device: torch.device | str, adapters: AdapterConfig | None,
            seed: int) -> Loaded:
-    tokenizer = load_tokenizer(tokenizer_folder)
-    rows = int(lm.get_input_embeddings().weight.size(0))  # type: ignore[operator]
-    if len(tokenizer) > rows:
-        raise ConfigError(f"the tokenizer has {len(tokenizer):,} entries, the model only {rows:,} rows for them",
-                          where=tokenizer_folder, hint="Use the tokenizer that the model was trained with.")
-    lm.to(device)  # type: ignore[arg-type]
+    rows = int(lm.get_input_embeddings().weight.size(0))  # type: ignore[operator]  # torch calls it Tensor | Module
+    if num_ids(tokenizer) > rows:
+        raise ConfigError(f"the tokenizer's ids go up to {num_ids(tokenizer) - 1:,}; the model has {rows:,} rows only",
+                          where=tokenizer.name_or_path, hint="Use the tokenizer that the model was trained with.")
+    lm.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
     adapted = None
     if adapters is not None and adapters.finetuning_type == "lora":
         adapted = add_adapters(lm, adapters, seed)
     root = Root(lm)
     check_head(root)
-    loaded = Loaded(root, tokenizer, tokenizer_folder, adapted)
+    loaded = Loaded(root, tokenizer, adapted)
     reason = why_not_packed(root)
     if reason:
         root.packs = False
@@ -136,11 +170,11 @@ def why_not_packed(root: Root) -> str | None:
         lm.set_attn_implementation(attention.NAME)
         packed = root.hidden(root.batch(examples).to(lm.device))
     except attention.UnsupportedAttention as error:
-        use_plain_attention(lm)
+        attention.leave_packed(lm)
         return error.message
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         # other architectures take other arguments; whatever they refuse here, the padded form remains
-        use_plain_attention(lm)
+        attention.leave_packed(lm)
         return f"its forward pass refuses packed rows: {str(error).splitlines()[0]}"
     finally:
         root.train(was)
@@ -148,14 +182,8 @@ def why_not_packed(root: Root) -> str | None:
                      _distance(packed[15:], expected[2]))
     if difference < 1e-4 or (lm.dtype != torch.float32 and difference < 3e-2):
         return None
-    use_plain_attention(lm)
+    attention.leave_packed(lm)
     return f"packed and alone differ by {difference:.2g}"
-
-
-def use_plain_attention(lm: PreTrainedModel) -> None:
-    """Back to torch's own attention, which takes masks instead of layouts; other kinds of models are left alone."""
-    if lm.config._attn_implementation == attention.NAME:
-        lm.set_attn_implementation("sdpa")
 
 
 def _distance(left: Tensor, right: Tensor) -> float:
@@ -167,7 +195,7 @@ def check_length(config: Any, cutoff_len: int) -> None:
     limit = config.to_dict().get("max_position_embeddings") or config.to_dict().get("n_positions")
     if limit and cutoff_len > limit:
         raise ConfigError(f"cutoff_len is {cutoff_len}, but the model has positions for {limit} tokens only",
-                          hint=f"Set cutoff_len to {limit} or less.")
+                          key="cutoff_len", hint=f"Set cutoff_len to {limit} or less.")
 
 
 def save_model(loaded: Loaded, folder: Path, stop_ids: list[int]) -> None:
@@ -178,19 +206,34 @@ def save_model(loaded: Loaded, folder: Path, stop_ids: list[int]) -> None:
     lm = loaded.lm
     with torch.no_grad():
         if loaded.adapted is not None:
-            loaded.adapted.save_pretrained(str(folder / "adapter"))  # type: ignore[operator]
+            loaded.adapted.save_pretrained(str(folder / "adapter"))  # type: ignore[operator]  # peft's, known as a Module
             (folder / "adapter" / "README.md").unlink(missing_ok=True)
             ids = loaded.tokenizer("danlu 丹炉: 1, 2, 3.", add_special_tokens=False)["input_ids"]
             lm = merge(loaded.adapted, lm, torch.tensor([ids], device=lm.device))
     tokenizer = loaded.tokenizer
-    lm.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
-                                            eos_token_id=stop_ids[0] if len(stop_ids) == 1 else stop_ids)
+    lm.generation_config = _generation_config(lm, tokenizer, stop_ids)
     lm.save_pretrained(str(folder))
-    copy_tokenizer(loaded.tokenizer_folder, tokenizer, folder)
+    copy_tokenizer(tokenizer, folder)
 
 
-def copy_tokenizer(source: str, tokenizer: Any, folder: Path) -> None:
+def _generation_config(lm: PreTrainedModel, tokenizer: Any, stop_ids: list[int]) -> GenerationConfig:
+    """The checkpoint's own, which stops at these ids too."""
+    config = GenerationConfig() if lm.generation_config is None else copy.deepcopy(lm.generation_config)
+    stops = sorted({*stop_ids, *stop_ids_of(lm)})
+    config.eos_token_id = stops[0] if len(stops) == 1 else stops
+    config.bos_token_id = tokenizer.bos_token_id if config.bos_token_id is None else config.bos_token_id
+    config.pad_token_id = tokenizer.pad_token_id if config.pad_token_id is None else config.pad_token_id
+    try:
+        config.validate(strict=True)
+    except ValueError:  # transformers opens what it then refuses to save; the ids are what must not be lost
+        return GenerationConfig(bos_token_id=config.bos_token_id, pad_token_id=config.pad_token_id,
+                                eos_token_id=config.eos_token_id)
+    return config
+
+
+def copy_tokenizer(tokenizer: Any, folder: Path) -> None:
     """The tokenizer's files, byte for byte where they lie in a folder, and a check that the copy gives the same ids."""
+    source = tokenizer.name_or_path  # where it was opened
     if Path(source).is_dir():
         for name in TOKENIZER_FILES:
             if (Path(source) / name).is_file():

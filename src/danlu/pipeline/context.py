@@ -28,7 +28,8 @@ from danlu.core.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-# What a reference may mean besides a step's artifact ("corpus", "tokenizer", "model", "report").
+# What a reference may mean.
+STEP = "step"  # an artifact that another step makes ("corpus", "tokenizer", "model", "report")
 FILES = "files"  # a local file, folder or glob, or package:NAME/path: `files` lists what is behind it
 DOCSTRINGS = "docstrings"  # docstrings:NAME,NAME: `files` lists the packages' sources
 TASK = "task"  # task:NAME: no files
@@ -45,11 +46,18 @@ class Reference:
     kinds  what it may mean: kinds of artifacts ("corpus", "model", …) and any of FILES, DOCSTRINGS, TASK, HUB.
            A local folder that is itself a finished artifact is accepted under the artifact's kind; any other local
            path (a model folder that somebody else saved, say) only where FILES is among the kinds.
+    label  the text itself is part of what is made: a document's source, by which it may be held out or sampled
     """
 
     key: tuple[str | int, ...]
     text: str
     kinds: tuple[str, ...]
+    label: bool = False
+
+    @property
+    def is_data(self) -> bool:
+        """Whether rows are read from it, not a model or a tokenizer."""
+        return not {"model", "tokenizer"} & set(self.kinds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +95,7 @@ class Input:
     """What a reference means.
 
     text         the reference's text
-    kind         "step", or one of FILES, DOCSTRINGS, TASK, HUB
+    kind         STEP, FILES, DOCSTRINGS, TASK or HUB
     produces     the artifact's kind ("corpus", "model", …) for steps and for local folders that are artifacts, else ""
     fingerprint  the parent's fingerprint, or the hash of the content behind the reference
     folder       the artifact's folder, or the local folder itself; None for files and while the step has not run

@@ -21,9 +21,10 @@ from danlu.core.examples import Example
 from danlu.core.ledger import Ledger
 from danlu.core.records import Dialogue, Document
 from danlu.data.store import ExampleStore, write_examples
-from danlu.pipeline.context import DOCSTRINGS, FILES, Context
+from danlu.pipeline.context import DOCSTRINGS, FILES, STEP, TASK, Context
+from danlu.tokens.codec import identity, num_ids
 
-SCHEMA = 1
+SCHEMA = 2
 Record = Document | Dialogue
 R = TypeVar("R", Document, Dialogue)
 HASH_RANGE = 1 << 32
@@ -58,11 +59,11 @@ class DataConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a stage makes its examples: `read` gives (training records, held-out records) and counts each in its own
-    ledger, `encode` makes their Examples."""
+    """How a stage makes its examples with a tokenizer: `read` gives (training records, held-out records) and counts
+    each in its own ledger, `encode` makes their Examples."""
 
     settings: dict[str, Any]
-    vocab_size: int
+    tokenizer: Any
     read: Callable[[Ledger, Ledger], tuple[Iterable[Any], Iterable[Any]]]
     encode: Callable[[Iterable[Any], Ledger], Iterator[Example]]
 
@@ -78,8 +79,8 @@ class Prepared:
 
 def prepare(context: Context, recipe: Recipe) -> Prepared:
     """Opens the step's examples, made by the main process if they are not there yet."""
-    parents = {text: item.fingerprint for text, item in sorted(context.inputs.items())}
-    key = digest({"schema": SCHEMA, "parents": parents, "settings": recipe.settings, "seed": context.seed})
+    parents = {text: context.inputs[text].fingerprint for text in _datasets(context)}
+    key = _key(context, recipe)
     final = context.work.parent / f"examples-{key[:8]}"
     ready = True
     try:
@@ -98,19 +99,33 @@ def prepare(context: Context, recipe: Recipe) -> Prepared:
     return Prepared(artifact, ExampleStore(final / "train"), held_out)
 
 
+def _datasets(context: Context) -> list[str]:
+    return sorted({*context.settings.datasets(), *context.settings.eval_datasets()})
+
+
+def _key(context: Context, recipe: Recipe) -> str:
+    """The hash of what makes the examples: of a step what it made, not its name; the seed where it draws."""
+    inputs, settings = context.inputs, dict(recipe.settings)
+    for name, texts in (("dataset", context.settings.datasets()), ("eval_dataset", context.settings.eval_datasets())):
+        settings[name] = [["" if inputs[text].kind == STEP else text, inputs[text].fingerprint] for text in texts]
+    drawn = any(inputs[text].kind == TASK for text in _datasets(context))
+    return digest({"schema": SCHEMA, "settings": settings, "tokenizer": identity(recipe.tokenizer),
+                   "seed": context.seed if drawn else None})
+
+
 def _write(context: Context, recipe: Recipe, final: Path, key: str, parents: dict[str, str]) -> None:
     work = fresh_folder(final.with_name(f".work-{final.name}"))
     ledger, held_out_ledger = Ledger(), Ledger()
-    for text, item in context.inputs.items():
-        if item.kind in (FILES, DOCSTRINGS) and not item.produces:
+    for text in context.settings.datasets():
+        if context.inputs[text].kind in (FILES, DOCSTRINGS) and not context.inputs[text].produces:
             ledger.station(f"read:{text}")  # first on the road, though a lazy reader asks for it last
     train, held_out = recipe.read(ledger, held_out_ledger)
-    counts = {}
+    counts, vocab_size = {}, num_ids(recipe.tokenizer)
     with context.progress("preparing examples") as bar:
         for name, records, book in (("train", train, ledger), ("eval", held_out, held_out_ledger)):
             folder = work / name
             folder.mkdir()
-            summary = write_examples(folder, _watched(recipe.encode(records, book), bar), recipe.vocab_size)
+            summary = write_examples(folder, _watched(recipe.encode(records, book), bar), vocab_size)
             counts[name] = {"num_examples": summary.num_examples, "num_tokens": summary.num_tokens,
                             "num_targets": summary.num_targets}
     if counts["train"]["num_examples"] == 0:
@@ -124,8 +139,8 @@ def _write(context: Context, recipe: Recipe, final: Path, key: str, parents: dic
         for path in (work / "eval").iterdir():
             path.unlink()
         (work / "eval").rmdir()
-    else:
-        held_out_ledger.save(work / "eval")
+    if any(station.came.rows for station in held_out_ledger.stations.values()):
+        ledger.absorb(held_out_ledger, "eval: ")
     ledger.save(work)
     publish(work, final, kind="examples", fingerprint=key, parents=parents, config=recipe.settings, metrics=counts,
             code=__version__)

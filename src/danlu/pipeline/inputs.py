@@ -13,6 +13,7 @@ from danlu.core.artifact import digest, hash_files, open_artifact
 from danlu.core.errors import ConfigError, DataError, nearest
 from danlu.pipeline.context import DOCSTRINGS, FILES, HUB, TASK, Input, Reference
 from danlu.pipeline.recipe import Meaning, Recipe, Step
+from danlu.text.files import ALL_SUFFIXES, docstring_names, modules, resolve
 
 MAX_NAMED_FILES = 500  # of one reference, whose hashes a manifest keeps so that a change can be named
 Stamp = tuple[int, int]  # size and time of change of a file
@@ -32,12 +33,16 @@ class Contents:
             self.hashes[path] = (stamp, sha)
         return [self.hashes[path][1] for path in paths]
 
-    def unchanged(self, paths: list[Path]) -> None:
-        """Raises DataError naming a file that is not the one that was hashed."""
-        for path in paths:
+    def unchanged(self, found: Input, meaning: Meaning, base: Path) -> None:
+        """Raises DataError naming a file that is not the one that was hashed, or that has come or gone since."""
+        hint = "Run the same command again; the changed file will be a changed input."
+        for path in found.files:
             if path in self.hashes and (not path.exists() or _stamp(path) != self.hashes[path][0]):
-                raise DataError("has changed since this run began", where=str(path),
-                                hint="Run the same command again; the changed file will be a changed input.")
+                raise DataError("has changed since this run began", where=str(path), hint=hint)
+        if found.files:
+            moved = set(_files(found.text, meaning, base, found.text)) ^ set(found.files)
+            if moved:
+                raise DataError("has come or gone since this run began", where=str(min(moved)), hint=hint)
 
 
 def _stamp(path: Path) -> Stamp:
@@ -59,12 +64,15 @@ def outside_input(recipe: Recipe, step: Step, reference: Reference, contents: Co
     if meaning.produces:
         return _artifact(reference.text, meaning), {}
     paths = _files(reference.text, meaning, recipe.base, where)
-    hashes = dict(zip(_names(paths), contents.hash(paths), strict=True))
+    folder = meaning.path if meaning.path is not None and meaning.path.is_dir() else None
+    if folder is not None and reference.is_data and not any(path.suffix.lower() in ALL_SUFFIXES for path in paths):
+        raise ConfigError(f"“{reference.text}” holds no file that ends in {', '.join(ALL_SUFFIXES)}", where=where)
+    named = _modules(reference.text) if meaning.kind == DOCSTRINGS else dict(zip(_names(paths), paths, strict=True))
+    hashes = dict(zip(named, contents.hash(list(named.values())), strict=True))
     content: dict[str, object] = {"files": sorted(hashes.items())}
     if meaning.kind == DOCSTRINGS:
         names = [name.strip() for name in reference.text.partition(":")[2].split(",")]
         content["versions"] = [[name, _version(name)] for name in names]
-    folder = meaning.path if meaning.path is not None and meaning.path.is_dir() else None
     found = Input(reference.text, meaning.kind, digest(content), folder=folder, files=tuple(paths))
     return found, hashes if len(hashes) <= MAX_NAMED_FILES else {}
 
@@ -80,12 +88,15 @@ def _files(text: str, meaning: Meaning, base: Path, where: str) -> list[Path]:
         if not paths:
             raise ConfigError(f"the folder “{text}” is empty", where=where)
         return paths
-    from danlu.text.read import resolve  # not needed by recipes that name no packages
-
     try:
         return resolve(text, base)
     except ConfigError as error:
         raise ConfigError(error.message, where=error.where or where, hint=error.hint) from None
+
+
+def _modules(text: str) -> dict[str, Path]:
+    """Each module's file by its dotted name, wherever its package is installed."""
+    return {module: path for name in docstring_names(text) for module, path in modules(name)}
 
 
 def _artifact(text: str, meaning: Meaning) -> Input:

@@ -5,15 +5,18 @@
 
 import importlib
 import math
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from danlu.core.errors import ConfigError
+from danlu.core.errors import ConfigError, DataError
 from danlu.core.examples import Branch, Example
-from danlu.pipeline.context import Context, SingleProcess
+from danlu.pipeline.context import STEP, Context, SingleProcess
 from danlu.pipeline.examples import Prepared
+from danlu.pipeline.lock import hold
 from danlu.pipeline.plan import plan
 from danlu.pipeline.recipe import CURRENT, Recipe
 from danlu.pipeline.stages import STAGES
@@ -29,17 +32,19 @@ def inspect_step(recipe: Recipe, name: str, console: "Console", *, runs: str | P
     Prepares the examples if they are not there yet. Raises ConfigError for a step that trains nothing, and for one whose
     inputs have not been made.
     """
+    from rich.text import Text
+
     from danlu.models.load import load_tokenizer
     from danlu.tokens.show import show_example
 
     context, module = _context(recipe, name, console, runs)
     tokenizer = load_tokenizer(module.tokenizer_of(context))
-    prepared, _ = module.prepare_examples(context, tokenizer)
+    prepared = _prepared(context, module, tokenizer, Path(runs) / recipe.name)
     batch = _batch(prepared, context, at)
     _show_batch(console, context, prepared, batch, at)
     scorer = None if model is None else _Scorer(_folder(model, recipe, runs))
     for example in batch.examples[:number]:
-        console.rule(f"{example.category} · {example.id}")
+        console.rule(Text(f"{example.category} · {example.id}"))
         console.print(show_example(example, tokenizer, None if scorer is None else scorer.bits(example)))
     _show_ledger(console, prepared)
 
@@ -52,12 +57,25 @@ def _context(recipe: Recipe, name: str, console: "Console", runs: str | Path) ->
                           hint="inspect shows what pt and sft steps train on; `danlu ledger` shows the rest.")
     planned = plan(recipe, runs).steps[name]
     for text, item in planned.inputs.items():
-        if item.kind == "step" and item.folder is None:
+        if item.kind == STEP and item.folder is None:
             raise ConfigError(f"step “{text}” has not run yet, and “{name}” reads it",
                               hint=f"danlu run RECIPE --only {text}")
     planned.work.parent.mkdir(parents=True, exist_ok=True)
     return Context(step=name, settings=step.settings, seed=recipe.seed, inputs=planned.inputs, work=planned.work,
                    fingerprint=planned.fingerprint, base=recipe.base, world=SingleProcess(), console=console), module
+
+
+def _prepared(context: Context, module: Any, tokenizer: Any, run: Path) -> Prepared:
+    """The step's examples. Missing ones are made under the run's lock; while a run holds it, they must be there."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold(run))
+        except ConfigError as held:
+            try:
+                return module.prepare_examples(replace(context, world=SingleProcess(is_main=False)), tokenizer)[0]
+            except DataError:
+                raise held from None
+        return module.prepare_examples(context, tokenizer)[0]
 
 
 def _batch(prepared: Prepared, context: Context, at: int) -> Any:
@@ -74,6 +92,7 @@ def _show_batch(console: "Console", context: Context, prepared: Prepared, batch:
     from rich.table import Table
 
     from danlu.data.pack import micro_batches
+    from danlu.train.parallel import device_kind
     from danlu.train.trainer import DEFAULT_MICRO_BATCH_TOKENS
 
     store = prepared.train
@@ -83,7 +102,9 @@ def _show_batch(console: "Console", context: Context, prepared: Prepared, batch:
     table = Table(title=f"optimizer step {at}: {len(batch.examples)} examples, each attending to itself alone")
     for title in ("micro-batch", "examples", "tokens", "learned", "lengths"):
         table.add_column(title, justify="left" if title == "lengths" else "right")
-    tokens = context.settings.micro_batch_tokens or DEFAULT_MICRO_BATCH_TOKENS["cpu"]
+    device = context.settings.device
+    kind = device_kind(None if device == "auto" else device)
+    tokens = context.settings.micro_batch_tokens or DEFAULT_MICRO_BATCH_TOKENS[kind]
     for row, group in enumerate(micro_batches(batch.examples, tokens)):
         lengths = [str(example.num_tokens) for example in group]
         shown = " ".join(lengths[:12]) + (f" … ({len(lengths) - 12} more)" if len(lengths) > 12 else "")

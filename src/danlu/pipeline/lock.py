@@ -23,13 +23,16 @@ def hold(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except Timeout:
         raise ConfigError(f"another danlu run is working on {folder}{_holder(folder)}",
                           hint="Wait until it ends, or stop it first.") from None
+    except OSError as error:
+        raise ConfigError(f"cannot be written to: {error.strerror}", where=str(folder),
+                          hint="--runs names the folder for everything that is made.") from None
     try:
         (folder / HOLDER).write_text(f"{os.getpid()}\n", encoding="utf-8")
         yield

@@ -1,10 +1,11 @@
 """Recipes of one step, for `danlu pt` and `danlu sft`: written down under headings, then run like any other.
 
-    path = write_recipe("sft", "runs", "mine", "org/name", ["mine.jsonl"], ["learning_rate=1e-4"])
-    run(Recipe.load(path))
+    path, recipe = write_recipe("sft", "runs", "mine", "org/name", ["mine.jsonl"], ["learning_rate=1e-4"])
+    run(recipe)
 """
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ def default_name(datasets: list[str]) -> str:
 
 
 def write_recipe(stage: str, runs: str | Path, name: str, model: str, datasets: list[str],
-                 options: list[str]) -> Path:
-    """Writes `runs/<name>/recipe.yaml` and returns its path.
+                 options: list[str]) -> tuple[Path, Recipe]:
+    """Writes `runs/<name>/recipe.yaml`, the first of several processes alone. Returns its path and the recipe.
 
     Raises ConfigError, naming the option, for whatever a recipe could not say.
     """
@@ -48,13 +49,16 @@ def write_recipe(stage: str, runs: str | Path, name: str, model: str, datasets: 
     recipe = Recipe.from_source(source, folder)
     own = values["steps"][stage]  # type: ignore[index]  # built above
     text = recipe_text(stage, recipe.name, {key: value for key, value in own.items() if key != "stage"}, cls)
+    path = folder / "recipe.yaml"
+    written = Recipe.from_text(text, str(path), folder)
+    if os.environ.get("RANK", "0") != "0":
+        return path, written
     with hold(folder):
-        path = folder / "recipe.yaml"
         if path.exists() and not path.read_text(encoding="utf-8").startswith(_first_line(stage)):
             raise ConfigError(f"was not written by `danlu {stage}`, and is left as it is", where=str(path),
                               hint="Choose another name with --name.")
         write_atomic(path, text)
-    return path
+    return path, written
 
 
 def _first_line(stage: str) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from danlu.core.artifact import Artifact, digest, open_artifact, read_manifest
 from danlu.core.errors import ConfigError, DataError
-from danlu.pipeline.context import Forecast, Input
+from danlu.pipeline.context import FILES, STEP, Forecast, Input
 from danlu.pipeline.inputs import Contents, outside_input
 from danlu.pipeline.recipe import CURRENT, Recipe, Step
 
@@ -89,7 +89,7 @@ def _plan_step(recipe: Recipe, step: Step, folder: Path, earlier: Mapping[str, P
     files: dict[str, dict[str, str]] = {}
     for reference in step.references:
         meaning = step.meanings[reference.text]
-        if meaning.kind == "step":
+        if meaning.kind == STEP:
             inputs[reference.text] = input_of(earlier[meaning.step], earlier[meaning.step].artifact)
         elif reference.text not in inputs:
             inputs[reference.text], files[reference.text] = outside_input(recipe, step, reference, contents)
@@ -97,7 +97,7 @@ def _plan_step(recipe: Recipe, step: Step, folder: Path, earlier: Mapping[str, P
     fingerprint = fingerprint_of(step, config)
     final = folder / fingerprint[:SHORT]
     artifact = find_artifact(final, step, fingerprint)
-    check(step, inputs)
+    check(recipe, step, inputs)
     forecast = step.module.forecast(step.settings, inputs)
     return PlannedStep(step, fingerprint, final, artifact, _reason(step, final, artifact, config), config, inputs,
                        forecast)
@@ -105,19 +105,20 @@ def _plan_step(recipe: Recipe, step: Step, folder: Path, earlier: Mapping[str, P
 
 def input_of(planned: PlannedStep, artifact: Artifact | None) -> Input:
     """A step as the input of a later one."""
-    return Input(planned.step.name, "step", planned.fingerprint, planned.step.module.KIND,
+    return Input(planned.step.name, STEP, planned.fingerprint, planned.step.module.KIND,
                  artifact.folder if artifact else None, artifact, (), planned.step.stage, planned.step.settings,
                  planned.forecast)
 
 
-def check(step: Step, inputs: Mapping[str, Input]) -> None:
+def check(recipe: Recipe, step: Step, inputs: Mapping[str, Input]) -> None:
     """Asks the stage whether its inputs fit together and to its settings, where the stage has something to check."""
     fits = vars(step.module).get("check")
     if fits is not None:
         try:
             fits(step.settings, inputs)
         except ConfigError as error:
-            raise ConfigError(error.message, where=error.where or step.place, hint=error.hint) from None
+            where = error.where or recipe.source.place(("steps", step.name, *error.key.split(".")))
+            raise ConfigError(error.message, where=where, hint=error.hint) from None
 
 
 def describe(recipe: Recipe, step: Step, inputs: Mapping[str, Input],
@@ -138,10 +139,15 @@ def describe(recipe: Recipe, step: Step, inputs: Mapping[str, Input],
 
 
 def fingerprint_of(step: Step, config: Mapping[str, Any]) -> str:
-    """The hash of everything that decides the result. Names of steps and paths do not; what is behind them does."""
+    """The hash of everything that decides the result: of steps and paths what is behind them, not their names.
+
+    Only where a path as it is written goes into the records themselves it counts too.
+    """
     settings = _copy(config["settings"])
+    labels = {reference.key for reference in step.references if reference.label}
     for item in config["inputs"]:
-        _blank(settings, item["key"], item["text"])
+        if not (tuple(item["key"]) in labels and item["kind"] == FILES):
+            _blank(settings, item["key"], item["text"])
     inputs = [[item["key"], item["fingerprint"]] for item in config["inputs"]]
     return digest({"stage": step.stage, "schema": config["schema"], "seed": config["seed"], "settings": settings,
                    "inputs": inputs})
@@ -229,7 +235,7 @@ def _input_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """How an input has changed: another text, another parent, or other files."""
     if old["text"] != new["text"]:
         return f"reads “{new['text']}” instead of “{old['text']}”"
-    if new["kind"] == "step":
+    if new["kind"] == STEP:
         return f"its input “{new['text']}” has changed"
     names = [f"{name} changed" for name in new["files"] if old["files"].get(name, new["files"][name]) !=
              new["files"][name]]

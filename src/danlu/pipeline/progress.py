@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from danlu.core.terminal import visible
 from danlu.pipeline.context import Progress
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def show_number(value: float) -> str:
         for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
             if size <= abs(value) < 1e15:
                 return f"{value / size:.3g} {unit}"
-    return f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
 def show_fields(fields: dict[str, float | str]) -> str:
@@ -87,13 +88,14 @@ class BarProgress:
 @contextmanager
 def show_progress(console: "Console", description: str, total: float | None = None) -> Iterator[Progress]:
     """Shows the progress of one piece of work while it lasts."""
+    description = visible(description)
     if console.quiet or not console.is_terminal:
         yield PlainProgress(console, description, total)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[fields]}"))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=28), MofNCompleteColumn(),
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[fields]}", markup=False))
     with RichProgress(*columns, console=console, transient=True) as bars:
         yield BarProgress(bars, bars.add_task(description, total=total, fields=""))

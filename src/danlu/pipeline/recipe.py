@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from danlu.core.artifact import MANIFEST, read_manifest
+from danlu.core.artifact import MANIFEST, is_artifact, read_manifest
 from danlu.core.config import Config, read_config
 from danlu.core.errors import ConfigError, DataError, nearest
-from danlu.pipeline.context import DOCSTRINGS, FILES, HUB, TASK, Reference, StageModule
+from danlu.pipeline.context import DOCSTRINGS, FILES, HUB, STEP, TASK, Reference, StageModule
 from danlu.pipeline.stages import STAGES
 from danlu.pipeline.yaml_source import Source, read_source
 
@@ -39,7 +39,7 @@ CURRENT = "current"  # the file in a step's folder that names the artifact which
 class Meaning:
     """What a reference's text stands for: a step (`step`), a local path (`path`), or a scheme and its rest."""
 
-    kind: str  # "step", FILES, DOCSTRINGS, TASK, HUB
+    kind: str  # STEP, FILES, DOCSTRINGS, TASK, HUB
     step: str = ""
     path: Path | None = None  # None for globs and packages, which are looked up when they are read
     produces: str = ""  # the artifact's kind, for steps and for local folders that are artifacts
@@ -76,6 +76,8 @@ class Recipe:
             text = path.read_text(encoding="utf-8-sig")
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise ConfigError("there is no such recipe file", where=str(path), hint=_recipes_near(path)) from None
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
         except UnicodeDecodeError as error:
             raise ConfigError(f"is not UTF-8 text ({error.reason} at byte {error.start})", where=str(path)) from None
         return cls.from_text(text, name=str(path), base=path.parent, overrides=overrides)
@@ -212,7 +214,7 @@ class _Finder:
                 raise ConfigError(f"“{key}” is “{text}”, the step at {step.place} that leaves a {produces}; "
                                   f"needed is {_list_kinds(reference.kinds)}", where=where,
                                   hint=self.fitting(reference.kinds))
-            return Meaning("step", step=text, produces=produces)
+            return Meaning(STEP, step=text, produces=produces)
         found = self.scheme(text) or self.local(text, where)
         if found is None and HUB in reference.kinds and self.is_hub_id(text):
             return Meaning(HUB)
@@ -235,6 +237,13 @@ class _Finder:
         """A file, a folder or a glob, tried against the current directory, then against the recipe's folder."""
         if not text.strip():
             raise ConfigError("is empty; name a step or a file", where=where)
+        try:
+            return self._local(text)
+        except (OSError, ValueError, RuntimeError) as error:  # a name too long, a wrong glob, an unknown ~user
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise ConfigError(f"“{text[:80]}” is no path: {reason}", where=where) from None
+
+    def _local(self, text: str) -> Meaning | None:
         candidate = Path(text).expanduser()
         for path in dict.fromkeys((candidate, self.base / candidate)):
             if path.exists():
@@ -287,5 +296,5 @@ def read_local(path: Path) -> Meaning:
         path = path / pointer.read_text(encoding="utf-8").strip()
         if not (path / MANIFEST).exists():
             raise DataError(f"names {path.name}, which is not there", where=str(pointer))
-    produces = read_manifest(path)["kind"] if (path / MANIFEST).exists() else ""
+    produces = read_manifest(path)["kind"] if is_artifact(path) else ""
     return Meaning(FILES, path=path, produces=produces)

@@ -30,7 +30,7 @@ from danlu.core.artifact import (
     write_atomic,
 )
 from danlu.core.errors import ConfigError, DanluError
-from danlu.pipeline.context import Context, Input, SingleProcess, World, kept_beside
+from danlu.pipeline.context import STEP, Context, Input, SingleProcess, World, kept_beside
 from danlu.pipeline.lock import hold
 from danlu.pipeline.plan import Plan, PlannedStep, check, plan
 from danlu.pipeline.progress import show_duration, show_fields
@@ -129,7 +129,7 @@ class _Runner:
         for name in wanted:
             planned = self.plan.steps[name]
             for text, meaning in planned.step.meanings.items():
-                if planned.artifact is None and meaning.kind == "step" and meaning.step not in wanted:
+                if planned.artifact is None and meaning.kind == STEP and meaning.step not in wanted:
                     parent = self.plan.steps[meaning.step]
                     if parent.artifact is None:
                         raise ConfigError(f"the step “{name}” reads “{text}”, which is not there ({parent.reason})",
@@ -175,7 +175,7 @@ class _Runner:
         """The step's inputs as they are now, with the artifacts of its parents."""
         found = {}
         for text, known in planned.inputs.items():
-            if known.kind == "step":
+            if known.kind == STEP:
                 step = planned.step.meanings[text].step
                 artifact = self.artifacts.get(step) or self.plan.steps[step].artifact
                 assert artifact is not None, "parents come first, or are required to be there"
@@ -186,22 +186,26 @@ class _Runner:
     def prepare(self, planned: PlannedStep) -> dict[str, Input]:
         """Verifies the inputs to the last byte, checks that they fit, and lays out the work folder."""
         inputs = self.inputs(planned)
+        self.require_unchanged(planned, inputs)
         for found in inputs.values():
-            self.plan.contents.unchanged(list(found.files))
             if found.artifact is not None and found.artifact.folder not in self.verified:
                 verify_hashes(found.artifact.folder, found.artifact.manifest["files"])
                 self.verified.add(found.artifact.folder)
-        check(planned.step, inputs)
+        check(self.plan.recipe, planned.step, inputs)
         if vars(planned.step.module).get("RESUMES", False):
             planned.work.mkdir(parents=True, exist_ok=True)
         else:
             fresh_folder(planned.work)
         return inputs
 
+    def require_unchanged(self, planned: PlannedStep, inputs: Mapping[str, Input]) -> None:
+        """Raises DataError where a file outside is not the one that the plan hashed, or one has come or gone."""
+        for text, found in inputs.items():
+            self.plan.contents.unchanged(found, planned.step.meanings[text], self.plan.recipe.base)
+
     def publish(self, planned: PlannedStep, inputs: Mapping[str, Input], metrics: Mapping[str, Any]) -> None:
         """Finishes the work folder. The files outside must still be the ones that were hashed."""
-        for found in inputs.values():
-            self.plan.contents.unchanged(list(found.files))
+        self.require_unchanged(planned, inputs)
         publish(planned.work, planned.folder, kind=planned.step.module.KIND, fingerprint=planned.fingerprint,
                 parents={text: found.fingerprint for text, found in inputs.items()}, config=planned.config,
                 metrics=metrics, code=code_version())

@@ -1,15 +1,21 @@
-"""Tables for the terminal: the plan, and the ledger of a run."""
+"""Tables for the terminal: the plan, and the ledger of a run.
+
+Names, reasons and places come from data: they are shown as they are, never read as rich's markup or obeyed as escape
+sequences.
+"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from danlu.core.ledger import UNITS
+from danlu.core.terminal import visible
 from danlu.pipeline.context import Amount
 from danlu.pipeline.progress import show_duration, show_number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
+    from rich.text import Text
 
     from danlu.pipeline.plan import Plan, PlannedStep
 
@@ -35,11 +41,10 @@ def _flops(value: float) -> str:
 
 def plan_tables(plan: "Plan") -> list["RenderableType"]:
     """The plan's table, and below it the notes of the steps."""
-    from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"{plan.recipe.name} → {plan.folder}", title_justify="left", header_style="bold")
+    table = Table(title=_title(f"{plan.recipe.name} → {plan.folder}"), title_justify="left", header_style="bold")
     table.add_column("step", no_wrap=True)
     table.add_column("stage", no_wrap=True)
     table.add_column("why", overflow="fold", min_width=16)
@@ -48,7 +53,7 @@ def plan_tables(plan: "Plan") -> list["RenderableType"]:
     for index in shown:
         table.add_column(NUMBERS[index], justify="right", no_wrap=True)
     for planned, row in zip(plan.steps.values(), rows, strict=True):
-        table.add_row(escape(planned.step.name), escape(planned.step.stage), _why(planned),
+        table.add_row(plain(planned.step.name), plain(planned.step.stage), _why(planned),
                       *(row[index] for index in shown), style="dim" if planned.artifact else "")
     notes = [f"{planned.step.name}: {note}" for planned in plan.steps.values() for note in planned.forecast.notes]
     todo = [planned for planned in plan.steps.values() if planned.artifact is None]
@@ -56,14 +61,24 @@ def plan_tables(plan: "Plan") -> list["RenderableType"]:
     total = f"{len(todo)} of {len(plan.steps)} steps to run"
     if seconds:
         total += f", about {show_duration(sum(amount.value for amount in seconds))}"
-    return [table, *(Text(note, style="yellow") for note in notes), Text(total + ".")]
+    return [table, *(plain(note, "yellow") for note in notes), Text(total + ".")]
 
 
-def _why(planned: "PlannedStep") -> str:
-    from rich.markup import escape
+def plain(text: str, style: str = "") -> "Text":
+    """Text that is shown as it is, whatever is written in it."""
+    from rich.text import Text
 
-    word = "[green]reuse[/]" if planned.artifact else "[bold]run[/]"
-    return f"{word} {escape(planned.reason)}"
+    return Text(visible(text), style=style)
+
+
+def _title(text: str) -> "Text":
+    return plain(text, "table.title")
+
+
+def _why(planned: "PlannedStep") -> "Text":
+    from rich.text import Text
+
+    return Text.assemble(("reuse", "green") if planned.artifact else ("run", "bold"), " ", plain(planned.reason))
 
 
 def _numbers(planned: "PlannedStep") -> list[str]:
@@ -75,22 +90,21 @@ def _numbers(planned: "PlannedStep") -> list[str]:
 
 def ledger_table(title: str, ledger: Mapping[str, Any]) -> "Table":
     """Every station of a ledger: what came in, what was added or dropped and why, what went out."""
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=_title(title), title_justify="left", header_style="bold")
     table.add_column("station", overflow="fold")
     table.add_column("", overflow="fold")
     for unit in UNITS:
         table.add_column(unit, justify="right", no_wrap=True)
     for station in ledger["stations"]:
         lines = [("in", station["in"])]
-        lines += [(f"+ {escape(reason)}", count) for reason, count in station["added"].items()]
-        lines += [(f"− {escape(reason)}", count) for reason, count in station["dropped"].items()]
+        lines += [(f"+ {reason}", count) for reason, count in station["added"].items()]
+        lines += [(f"− {reason}", count) for reason, count in station["dropped"].items()]
         lines += [("out", station["out"])]
         for number, (label, count) in enumerate(lines):
-            name = escape(station["name"]) if number == 0 else ""
-            table.add_row(name, label, *(f"{count[unit]:,}" if count[unit] else "" for unit in UNITS))
+            name = station["name"] if number == 0 else ""
+            table.add_row(plain(name), plain(label), *(f"{count[unit]:,}" if count[unit] else "" for unit in UNITS))
         wrong = imbalance(station)
         table.add_row("", f"[red]does not balance: {wrong}[/]" if wrong else "[green]balances[/]", end_section=True)
     return table
@@ -109,7 +123,6 @@ def imbalance(station: Mapping[str, Any]) -> str:
 
 def quarantine_table(quarantine: Mapping[str, tuple[int, list[str]]]) -> "Table":
     """What was refused: each reason, how often, and where it was met first."""
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="quarantine", title_justify="left", header_style="bold")
@@ -117,5 +130,5 @@ def quarantine_table(quarantine: Mapping[str, tuple[int, list[str]]]) -> "Table"
     table.add_column("count", justify="right")
     table.add_column("first places", overflow="fold")
     for reason, (count, places) in quarantine.items():
-        table.add_row(escape(reason), f"{count:,}", escape(", ".join(places)))
+        table.add_row(plain(reason), f"{count:,}", plain(", ".join(places)))
     return table

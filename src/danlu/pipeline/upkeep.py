@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from danlu.core.artifact import MANIFEST, open_artifact, read_manifest
+from danlu.core.artifact import MANIFEST, is_artifact, open_artifact, read_manifest
 from danlu.core.errors import ConfigError, DataError
 from danlu.pipeline.recipe import CURRENT
 
@@ -103,8 +103,10 @@ def leftovers(folder: Path) -> list[Leftover]:
                 found.append(Leftover(path, "unfinished work; without it the step begins anew", _size(path)))
             elif path.name.startswith(REMOVING):
                 found.append(Leftover(path, "was being removed", _size(path)))
-            elif SHORT_NAME.fullmatch(path.name) and path.name not in meant:
-                found.append(Leftover(path, "the recipe now means another", _size(path)))
+            elif SHORT_NAME.fullmatch(path.name) and path.name not in meant and is_artifact(path):
+                examples = path.name.startswith("examples-")
+                why = "no finished step was trained on them" if examples else "the recipe now means another"
+                found.append(Leftover(path, why, _size(path)))
     return found
 
 
@@ -172,7 +174,9 @@ def read_ledger(artifact: Path) -> LedgerOf | None:
                 counts[item["reason"]] += 1
                 if len(places.setdefault(item["reason"], [])) < 3:
                     places[item["reason"]].append(item["where"])
+        for reason, cut in ledger.get("quarantine_cut", {}).items():  # of these some are kept, and all are counted
+            counts[reason] += cut["rows"] - cut["kept"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"is damaged: {error}", where=str(path)) from None
     return LedgerOf(f"{artifact.parent.name}/{artifact.name}", ledger,
-                    {reason: (count, places[reason]) for reason, count in counts.most_common()})
+                    {reason: (count, places.get(reason, [])) for reason, count in counts.most_common()})

@@ -6,13 +6,13 @@ With a pipe as input each line is one message and only the answers are printed, 
 """
 
 import sys
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danlu.core.errors import DanluError
 from danlu.core.records import Message
+from danlu.core.terminal import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -168,17 +168,12 @@ class Session:
 
     def show(self, text: str) -> None:
         """Prints what the model wrote as plain text, at once."""
-        self.console.out(printable(text), end="", highlight=False)
+        self.console.out(visible(text), end="", highlight=False)
         self.console.file.flush()
 
     def note(self, text: str) -> None:
-        """Prints what danlu itself has to say."""
-        self.console.print(text, style="dim", markup=False, highlight=False)
-
-
-def printable(text: str) -> str:
-    """Text that cannot steer a terminal: control characters other than line ends and tabs become U+FFFD."""
-    return "".join(letter if letter in "\n\t" or unicodedata.category(letter) != "Cc" else "\ufffd" for letter in text)
+        """Prints what danlu itself has to say, which may name what somebody wrote."""
+        self.console.print(visible(text), style="dim", markup=False, highlight=False)
 
 
 def read_lines(interactive: bool) -> Iterator[str]:
@@ -202,12 +197,15 @@ def chat(model_folder: str | Path, console: "Console", temperature: float = 0.7,
          max_new_tokens: int = 256, system: str | None = None, seed: int = 0) -> None:
     """Opens a model and talks until the end of input or /exit.
 
-    Raises ConfigError where the folder holds no model, or its tokenizer no chat template.
+    Raises ConfigError where the folder holds no model, or its tokenizer no chat template, and DataError where no token
+    could be chosen with that temperature or that top_p.
     """
     import torch
 
+    from danlu.models.generate import Sampling
     from danlu.models.load import load_model
 
+    Sampling(temperature, top_p=top_p)  # before anything is loaded, not at the first message
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_model(model_folder, device=device)
     session = Session(loaded.lm, loaded.tokenizer, console, temperature=temperature, top_p=top_p,

@@ -6,12 +6,12 @@
 
 from danlu.core.records import Dialogue
 from danlu.tasks.skills import FAMILIES
-from danlu.tasks.task import Mixture, Split, Task, counts, dialogues_of, find
+from danlu.tasks.task import Mixture, Split, Task, dialogues_of, find
 
 TASKS: dict[str, Task] = {family.name: family for family in FAMILIES}
 TASKS["skills"] = Mixture("skills", FAMILIES)
 
-__all__ = ["TASKS", "Task", "counts", "task", "task_dialogues"]
+__all__ = ["TASKS", "Task", "task", "task_dialogues"]
 
 
 def task(name: str) -> Task:

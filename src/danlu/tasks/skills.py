@@ -100,13 +100,14 @@ def reverse(generator: random.Random) -> Iterator[Problem]:
 
 
 def digits(generator: random.Random) -> Iterator[Problem]:
-    """Two or three digits in reverse order; the first and the last are not 0."""
+    """Two or three digits in reverse order, asked both ways; the first and the last are not 0."""
     while True:
         text = str(generator.randrange(10, 10 ** generator.randint(2, 3)))
         if text[-1] != "0":
             back = text[::-1]
             yield Problem(min(text, back), tuple(
-                ask for language in LANGUAGES for ask in _asks("digits", language, back, text)))
+                ask for language in LANGUAGES for one, other in dict.fromkeys(((text, back), (back, text)))
+                for ask in _asks("digits", language, one, other)))
 
 
 def compare(generator: random.Random) -> Iterator[Problem]:

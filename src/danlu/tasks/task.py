@@ -2,8 +2,8 @@
 
 A problem is held out or trained on as a whole: the hash of its key decides, whatever the seed, so that no phrasing of a
 held-out problem is ever trained on. About one problem in ten is held out. The key leaves out whatever does not change
-the problem (a + b and b + a are one problem). Within one call no prompt comes twice, and the prompts of a smaller call
-are the first of a larger one.
+the problem (a + b and b + a are one problem). Within one call no prompt comes twice. The prompts of a smaller call are
+the first of a larger one where the task is one family; a mixture shuffles what its families give.
 """
 
 import hashlib
@@ -151,14 +151,6 @@ def dialogues_of(task: Task, seed: int, count: int, split: Split = "train") -> l
     assert not any(_asked(prompt) in others for prompt in prompts), "a held-out prompt is trained on"
     return [Dialogue((*prompt.messages, Message("assistant", prompt.answer)), prompt.source, prompt.id, prompt.category)
             for prompt in prompts]
-
-
-def counts(task: Task, seed: int, count: int) -> dict[str, int]:
-    """How many different prompts either split gives, up to `count` each, and how many both have (always 0)."""
-    train = {_asked(prompt) for prompt in task.prompts("train", seed, count)}
-    heldout = {_asked(prompt) for prompt in task.prompts("heldout", seed, count)}
-    assert not train & heldout, "a held-out prompt is trained on"
-    return {"train": len(train), "heldout": len(heldout), "shared": len(train & heldout)}
 
 
 def _asked(prompt: Prompt) -> str:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from danlu.core.config import Config
+from danlu.core.errors import DataError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Document
 from danlu.text.corpus import read_corpus
@@ -38,6 +39,7 @@ from danlu.text.rows import MAX_REFUSED, Gate, Line, Value, kind_of, read_lines,
 
 __all__ = ["SourceConfig", "group_of", "read_corpus", "read_documents", "read_rows", "resolve"]
 
+MAX_DOCUMENT_BYTES = 1 << 28  # a document is held in memory several times over
 _FIELD = re.compile(r"[^.\[\]]+(\[\])?(\.[^.\[\]]+(\[\])?)*")
 
 
@@ -95,20 +97,27 @@ def group_of(document: Document, group: str) -> str:
 
 
 def _read_text(located: Located, source: SourceConfig, gate: Gate) -> Iterator[Document]:
-    """Plain text: the lines of a file joined into documents. Line ends inside a document stay as they are."""
+    """Plain text: the lines of a file joined into documents. Line ends inside a document stay as they are.
+
+    Raises DataError where a file or a paragraph is too large to be one document.
+    """
     lines: list[Line] = []
+    size = 0
     for line in read_lines(located, gate):
-        blank = not line.text.strip()
-        if source.document == "file":
-            lines.append(line)
-            continue
-        if lines and (blank or source.document == "line"):
+        whole = source.document == "file"
+        blank = not whole and not line.text.strip()
+        if lines and not whole and (blank or source.document == "line"):
             yield _joined(lines, located, source, gate)
-            lines = []
+            lines, size = [], 0
         if blank:
             gate.station.drop("blank line", rows=1, bytes=len(line.text.encode()))
-        else:
-            lines.append(line)
+            continue
+        lines.append(line)
+        size += line.bytes
+        if size > MAX_DOCUMENT_BYTES and source.document != "line":
+            raise DataError(f"the {source.document} has more than {MAX_DOCUMENT_BYTES} bytes, too many for one document",
+                            where=f"{located.label}:{lines[0].number}",
+                            hint=f"Set document: {'paragraph or document: ' if whole else ''}line for this source.")
     if lines:
         yield _joined(lines, located, source, gate)
 

@@ -2,8 +2,9 @@
 
 Lines are decoded one by one, so that one bad byte costs one line. JSON is recognised by its content, not by the file's
 name: a list, one object, one object a line, or objects after one another; a broken element of a list is refused alone
-and reading goes on at the next. A Gate does the counting: what is read goes in as raw bytes, what is refused is dropped
-and kept in the quarantine, and too many refusals end the reading.
+and reading goes on at the next, and so it does after a line of CSV whose quotes do not match. A Gate does the counting:
+what is read goes in as raw bytes, what is refused is dropped and kept in the quarantine, and too many refusals end the
+reading.
 
     gate = Gate("read:a.jsonl", ledger)
     for value in read_values(Located(path, "a.jsonl"), gate):
@@ -14,6 +15,7 @@ and kept in the quarantine, and too many refusals end the reading.
 import csv
 import json
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ MAX_LINE_BYTES = 32 << 20  # a longer line is refused: it would be held in memor
 MAX_JSON_BYTES = 1 << 30  # a JSON file that is no JSON lines is read whole
 MAX_REFUSED = 0.2  # the share of refused rows at which a source is taken for something else than it claims
 MIN_ROWS = 20  # below this many rows a share says nothing
+READ_AGAIN = 10  # times the lines of a CSV file that are read again because of bad rows before them, at most
 NAMED = 3  # refused places that an error names
 BOM = b"\xef\xbb\xbf"
 MARKUP = "markup around the text"
@@ -333,49 +336,96 @@ def _why(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
+class _CsvLines:
+    """The lines under csv.reader: which of them make up the row that is being read, and how to go back to them."""
+
+    def __init__(self, lines: Iterator[Line]) -> None:
+        self.lines = lines
+        self.ahead: deque[Line] = deque()  # lines that are read again
+        self.row: list[Line] = []
+        self.num_bytes = self.num_read = self.num_again = 0
+
+    def __iter__(self) -> "_CsvLines":
+        return self
+
+    def __next__(self) -> str:
+        if self.ahead:
+            line = self.ahead.popleft()
+        else:
+            line = next(self.lines)
+            self.num_read += 1
+        self.row.append(line)
+        self.num_bytes += line.bytes
+        if self.num_bytes > MAX_LINE_BYTES and len(self.row) > 1:  # an open quote would collect the file in memory
+            raise csv.Error(f"a row of more than {MAX_LINE_BYTES} bytes")
+        return line.text
+
+    def take_row(self) -> list[Line]:
+        """The lines since the last call."""
+        row, self.row, self.num_bytes = self.row, [], 0
+        return row
+
+    def give_back(self, lines: list[Line]) -> bool:
+        """Has these lines read again. False where so many were already that the work could grow with their square."""
+        if self.num_again + len(lines) > READ_AGAIN * self.num_read:
+            return False
+        self.num_again += len(lines)
+        self.ahead.extendleft(reversed(lines))
+        return True
+
+
 def _read_csv(located: Located, gate: Gate) -> Iterator[Value]:
-    """Rows of a comma-separated file whose first row names the columns."""
+    """Rows of a comma-separated file whose first row names the columns.
+
+    A quote that is never closed, or closed in the wrong place, costs its own line: the lines that it swallowed are read
+    again. Raises DataError where the names of the columns cannot be read.
+    """
     csv.field_size_limit(MAX_LINE_BYTES)
-    pending = 0
-    lines = 0
-
-    def source() -> Iterator[str]:
-        nonlocal pending, lines
-        for line in read_lines(located, gate, errors="surrogateescape"):
-            pending, lines = pending + line.bytes, lines + 1
-            yield line.text
-
-    def collect() -> tuple[int, int]:
-        nonlocal pending, lines
-        size, count = pending, lines
-        pending = lines = 0
-        gate.rows -= max(0, count - 1)
-        if count > 1:
-            gate.station.drop("lines of one row", rows=count - 1)
-        return size, count
-
-    reader = csv.reader(source(), strict=True)
+    lines = _CsvLines(read_lines(located, gate, errors="surrogateescape"))
+    reader = csv.reader(lines, strict=True)
     header: list[str] | None = None
+    after_bad = False  # nothing since the last bad row was accepted
     while True:
-        first = reader.line_num + 1
-        where = f"{located.label}:{first}"
         try:
             cells = next(reader)
         except StopIteration:
             break
         except csv.Error as error:
-            gate.refuse(where, f"bad CSV: {error}", bytes=collect()[0], kind="bad CSV")
+            if header is None:
+                raise DataError(f"the column names cannot be read: {error}", where=f"{located.label}:{lines.row[0].number}",
+                                hint="The first row has to name the columns, separated by commas.") from None
+            _refuse_csv(lines, error, located.label, gate)
+            after_bad = True
             continue
-        size, _ = collect()
+        row = lines.take_row()
+        where, size = f"{located.label}:{row[0].number}", sum(line.bytes for line in row)
+        if len(row) > 1:
+            gate.rows -= len(row) - 1
+            gate.station.drop("lines of one row", rows=len(row) - 1)
         if not cells:
             gate.station.drop("blank line", rows=1, bytes=size)
         elif header is None:
+            if not _is_unicode(cells):
+                raise DataError("the column names are not UTF-8", where=where, hint="Save the file as UTF-8.")
             header = cells
             gate.station.drop("column names", rows=1, bytes=size)
+        elif after_bad and sum(line.text.count('"') for line in row) % 2:
+            # rather the end of a cell of many lines, whose beginning was refused, than a row of its own
+            gate.refuse(where, "bad CSV: a stray quote after a bad row", ",".join(cells), size, kind="bad CSV")
         elif len(cells) != len(header):
             gate.refuse(where, f"{len(cells)} cells in a row of {len(header)} columns", ",".join(cells), size,
                         kind="another number of cells than columns")
         elif not _is_unicode(cells):
             gate.refuse(where, "not UTF-8", ",".join(cells), size)
         else:
+            after_bad = False
             yield Value(where, dict(zip(header, cells, strict=True)), size)
+
+
+def _refuse_csv(lines: _CsvLines, error: csv.Error, label: str, gate: Gate) -> None:
+    """Refuses the first line of a bad row and has the others read again; all of them where that was done too often."""
+    first, *others = lines.take_row()
+    reason = f"bad CSV: {error}" + (f" ({len(others)} lines further on)" if others else "")
+    refused = [first] if lines.give_back(others) else [first, *others]
+    gate.refuse(f"{label}:{first.number}", reason, first.text, sum(line.bytes for line in refused), rows=len(refused),
+                kind="bad CSV")

@@ -23,6 +23,7 @@ from danlu.core.records import Message
 from danlu.tokens.codec import Codec, Encoded, Segment
 from danlu.tokens.template import TEMPLATE_ERRORS, Template
 
+SPELLS_SPECIAL = "spells a special token"
 MAX_SHAPES = 4096  # layouts of dialogues that are remembered
 Span = tuple[int, int]
 
@@ -117,16 +118,35 @@ class Chat:
         return found
 
     def prompt(self, messages: Sequence[Message]) -> Rendered:
-        """The text that a model continues. A template that knows no generation prompt gets the answer's header."""
+        """The text that a model continues. A template that knows no generation prompt gets the answer's header.
+
+        Raises DataError where the template refuses the messages, and where they spell a special token that `encode`
+        could not keep as ordinary text.
+        """
         rendered = self.render(messages, add_generation_prompt=True)
+        if self.exposed(messages, rendered):
+            raise DataError(f"a message {SPELLS_SPECIAL}, and {self.name} and its tokenizer cannot keep it as text")
         return Rendered(rendered.text + self._header, rendered.spans, rendered.contents)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The ids of the prompt, as chat and evaluation feed them."""
         return self.encode([self.prompt(messages)])[0].ids.tolist()
 
+    def exposed(self, messages: Sequence[Message], rendered: Rendered) -> bool:
+        """Whether a message spells a special token that would become a real one.
+
+        A content is kept as ordinary text where its place in the rendering is known and the tokenizer can be cut.
+        """
+        found = [message for message in messages if self.codec.holds_special(message.content)]
+        if not found or not self.codec.can_cut:
+            return bool(found)
+        answers = sum(message.role == "assistant" for message in messages)
+        if len(rendered.contents) == len(messages):
+            return False
+        return len(rendered.contents) != answers or any(message.role != "assistant" for message in found)
+
     def encode(self, rendered: Sequence[Rendered]) -> list[Encoded]:
-        """Tokenises each text once.
+        """Tokenises each text once. Raises DataError for a content that `exposed` finds in a tokenizer without cuts.
 
         Cut, and tokenised apart, is only: a content that spells a special token (it stays ordinary text); the start of
         a learned span where otherwise one token would hold the end of the prompt and the beginning of the answer. That
@@ -265,7 +285,9 @@ class Chat:
         if not rendered.text:
             return []
         plain = [(start, end) for start, end in rendered.contents
-                 if self.codec.can_cut and self.codec.holds_special(rendered.text[start:end])]
+                 if self.codec.holds_special(rendered.text[start:end])]
+        if plain and not self.codec.can_cut:
+            raise DataError(f"a message {SPELLS_SPECIAL}, and the tokenizer of {self.name} cannot keep it as text")
         cuts = {start for start, _ in rendered.spans} if cut else set()
         edges = sorted({0, len(rendered.text), *cuts, *(edge for span in plain for edge in span)})
         return [Segment(start, rendered.text[start:end], any(a <= start and end <= b for a, b in plain))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, processors
 
+from danlu.core.artifact import digest
 from danlu.core.errors import ConfigError
 
 CHUNK = 1 << 16  # characters of running text that are encoded at once
@@ -47,6 +48,17 @@ def backend_of(tokenizer: Any) -> Tokenizer:
         raise ConfigError(f"{type(tokenizer).__name__} has no fast backend, and danlu needs one for exact offsets",
                           hint="Use a checkpoint with a tokenizer.json.")
     return backend
+
+
+def identity(tokenizer: Any) -> str:
+    """A hash of all that decides which ids a record gets: the backend, the special tokens and the chat template."""
+    return digest([backend_of(tokenizer).to_str(), {name: str(text) for name, text in tokenizer.special_tokens_map.items()},
+                   tokenizer.chat_template])
+
+
+def num_ids(tokenizer: Any) -> int:
+    """One more than the highest id. Ids may have holes, so this can be more than the number of entries."""
+    return max(backend_of(tokenizer).get_vocab().values()) + 1
 
 
 class Codec:

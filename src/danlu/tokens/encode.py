@@ -25,7 +25,7 @@ from danlu.core.errors import ConfigError, DataError
 from danlu.core.examples import Branch, Example
 from danlu.core.ledger import Ledger
 from danlu.core.records import Dialogue, Document, Message
-from danlu.tokens.chat import Chat, Rendered, Span
+from danlu.tokens.chat import SPELLS_SPECIAL, Chat, Rendered, Span
 from danlu.tokens.codec import Codec, Encoded
 
 Overlong = Literal["turns", "tokens", "split", "drop", "error"]
@@ -185,6 +185,10 @@ class Encoder:
             station.drop("refused by the chat template", rows=1, bytes=size)
             ledger.quarantine(dialogue.id, error.message, _excerpt(dialogue))
             return None
+        if self.chat.exposed(messages, rendered):
+            station.drop(SPELLS_SPECIAL, rows=1, bytes=size)
+            ledger.quarantine(dialogue.id, SPELLS_SPECIAL, _excerpt(dialogue))
+            return None
         kept = _size(messages)
         if len(messages) < len(dialogue.messages):
             station.drop("no answer follows", bytes=size - kept)
@@ -252,6 +256,8 @@ class Encoder:
         try:
             rendered = self.chat.render(messages)
         except DataError:
+            return None
+        if self.chat.exposed(messages, rendered):
             return None
         row = self._weigh(rendered, self.chat.encode([rendered])[0])
         return row if len(row.ids) <= self.cutoff_len else None

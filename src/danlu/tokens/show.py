@@ -1,7 +1,6 @@
 """Examples as a model sees them, for people: which tokens are learned, where pieces and branches begin, at what price.
 
-    console.print(show_example(example, tokenizer, bits))      # in colour, for the terminal
-    print(plain_example(example, tokenizer))                   # for logs: learned text stands between ⟪ and ⟫
+    console.print(show_example(example, tokenizer, bits))
 
 `bits` holds, for each branch, −log₂ p of every token (nan where nothing predicts it).
 """
@@ -92,30 +91,6 @@ def show_example(example: Example, tokenizer: Any, bits: Sequence[np.ndarray] | 
         if prices is not None:
             parts.append(_price_table(branch, found, prices))
     return Group(*parts)
-
-
-def plain_example(example: Example, tokenizer: Any, bits: Sequence[np.ndarray] | None = None) -> str:
-    """The example without colour: learned text between ⟪ and ⟫, the stem and each branch on lines of their own."""
-    lines = [headline(example)]
-    if len(example.stem):
-        pieces = split_pieces(example.stem, np.zeros(len(example.stem)), tokenizer, None)
-        lines.append("stem: " + visible("".join(piece.text for piece in pieces)))
-    for number, branch in enumerate(example.branches):
-        prices = None if bits is None else bits[number]
-        text, inside = "", False
-        for piece in split_pieces(branch.tokens, branch.weights, tokenizer, prices):
-            if (piece.weight != 0) != inside:
-                text += "⟫" if inside else "⟪"
-                inside = not inside
-            text += visible(piece.text)
-            if inside and not np.isnan(piece.bits):
-                text += f"[{piece.bits:.1f}]"
-        label = _label(example, number)
-        lines += [label] if label else []
-        lines.append(text + ("⟫" if inside else ""))
-        if prices is not None:
-            lines.append(_price_line(branch, prices))
-    return "\n".join(lines)
 
 
 def headline(example: Example) -> str:

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.records import Document
-from danlu.tokens.codec import chunks_of
+from danlu.tokens.codec import Codec, chunks_of
 
 BOS, END, PAD = "<|bos|>", "<|end|>", "<|pad|>"
 SPECIAL_TOKENS = (BOS, END, PAD, "<|system|>", "<|user|>", "<|assistant|>")
@@ -47,7 +47,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, folder: Path, special_token
     special_tokens come after danlu's own. The vocabulary is smaller than asked for where the texts hold too little.
     Raises ConfigError for a size that cannot hold every byte, DataError where there is no text.
     """
-    special = [*SPECIAL_TOKENS, *(token for token in special_tokens if token not in SPECIAL_TOKENS)]
+    special = list(dict.fromkeys([*SPECIAL_TOKENS, *special_tokens]))
     if vocab_size < 256 + len(special):
         raise ConfigError(f"vocab_size {vocab_size} is too small for 256 bytes and {len(special)} special tokens",
                           hint=f"Use {256 + len(special)} or more; a few thousand is usual for small corpora.")
@@ -97,11 +97,14 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, special: Sequence[str] = 
 
 
 def bytes_per_token(tokenizer: Tokenizer, documents: Iterable[Document]) -> dict[str, float]:
-    """Category to UTF-8 bytes per token, and "all". More is better: a longer text in the same number of tokens."""
+    """Category to UTF-8 bytes per token, and "all". More is better: a longer text in the same number of tokens.
+
+    The tokens are those that documents are trained on: special tokens in the text are ordinary text.
+    """
+    codec = Codec(tokenizer)
     sizes: dict[str, list[int]] = {}
     for document in documents:
-        chunks = list(chunks_of(document.text))
-        tokens = sum(len(row.ids) for row in tokenizer.encode_batch_fast(chunks, add_special_tokens=False))
+        tokens = len(codec.encode_plain([document.text])[0])
         for name in ("all", document.category):
             entry = sizes.setdefault(name, [0, 0])
             entry[0] += len(document.text.encode())

@@ -47,6 +47,7 @@ class TrainState:
     chain               sha256 over the example indices of every step so far: H = sha256(H_before ‖ indices)
     num_skipped_in_row  steps with a loss or gradient that was not finite, since the last good one
     best_metric         the lowest eval_loss so far, found after `best_step`
+    micro_batch_tokens  [as set, as lowered] once memory has run out, so that a resumed training cuts alike
     """
 
     step: int = 0
@@ -57,6 +58,7 @@ class TrainState:
     best_metric: float | None = None
     best_step: int | None = None
     evals_without_gain: int = 0
+    micro_batch_tokens: list[int] | None = None
 
 
 def stored_tensors(root: nn.Module) -> dict[str, Tensor]:

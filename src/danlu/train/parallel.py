@@ -23,6 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils._pytree import SUPPORTED_NODES, register_dataclass
 
+from danlu.core.errors import ConfigError
 from danlu.models.root import SiteReading
 
 T = TypeVar("T")
@@ -41,11 +42,17 @@ class World:
     @classmethod
     def current(cls, device: str | None = None) -> "World":
         """What torchrun's environment says, else a single process. `device`: `cpu` or `cuda`, default what is there."""
-        kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        size = int(os.environ.get("WORLD_SIZE", "1"))
+        kind = device_kind(device)
+        size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+        if kind == "cuda" and local >= torch.cuda.device_count():
+            found = torch.cuda.device_count()
+            raise ConfigError(f"process {local} of this machine would train on a CUDA device of its own, and torch finds "
+                              f"{found} here", key="device", hint="Use device: cpu or auto, or start fewer processes.")
+        if kind == "cuda":
+            be_deterministic()
         if size == 1:
             return cls(device=torch.device(kind))
-        place = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
+        place = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
         if kind == "cuda":
             torch.cuda.set_device(place)
         if not dist.is_initialized():
@@ -102,6 +109,17 @@ class World:
         if self.size > 1 and dist.is_initialized():
             self.barrier()  # nobody leaves while another still talks
             dist.destroy_process_group()
+
+
+def device_kind(device: str | None) -> str:
+    """`cpu` or `cuda`: what was asked for, or what is there."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def be_deterministic() -> None:
+    """Asks CUDA for the same bits every time, where a kernel has a deterministic form; torch warns of the others."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def blocks_of(root: nn.Module) -> list[nn.Module]:

@@ -61,11 +61,9 @@ def train_step(root: nn.Module, objective: Objective, micro_batches: Sequence[Ba
     """One optimizer step: the gradient of (sum of losses over all micro-batches and ranks) / (global count of units).
 
     `micro_batches` are this rank's; every rank has equally many. `step` counts from 0.
-    Raises DataError where the whole step has nothing to learn.
     """
     count = world.sum(sum(objective.count(batch) for batch in micro_batches))
-    if count == 0:
-        raise DataError(f"the batch of step {step + 1} has nothing to learn: every token's weight is 0")
+    assert count > 0, "the whole step has something to learn"
     meter = Meter()
     optimizer.zero_grad(set_to_none=True)
     for place, batch in enumerate(micro_batches):

@@ -33,6 +33,7 @@ from danlu.core.examples import Example
 from danlu.data.batch import Batch
 from danlu.data.loader import Loader, StepBatch
 from danlu.data.pack import micro_batches
+from danlu.models.generate import evaluating
 from danlu.models.root import Root
 from danlu.train import checkpoint
 from danlu.train.checkpoint import TrainState
@@ -69,9 +70,11 @@ class TrainerConfig(Config):
     plot_loss: bool = free(True, description="draw training_loss.png at the end")
 
     @model_validator(mode="after")
-    def _possible(self) -> "TrainerConfig":
+    def _trainer_is_possible(self) -> "TrainerConfig":
         if self.global_batch_tokens is not None and "global_batch_size" in self.model_fields_set:
             raise ValueError("global_batch_size and global_batch_tokens cannot both be set")
+        if self.max_steps is not None and "num_train_epochs" in self.model_fields_set:
+            raise ValueError("num_train_epochs and max_steps cannot both be set")
         if self.eval_steps is None and self.evaluation_decides:
             name = "load_best_model_at_end" if self.load_best_model_at_end else "early_stopping_patience"
             raise ValueError(f"{name} needs eval_steps")
@@ -134,7 +137,7 @@ class Trainer:
         self.state = TrainState()
         self.log = TrainLog(self.folder, self.world.is_main)
         self.total_steps = settings.max_steps or self.loader.num_steps(settings.num_train_epochs)
-        self.micro_batch_tokens = settings.micro_batch_tokens or DEFAULT_MICRO_BATCH_TOKENS[self.world.device.type]
+        self.micro_batch_tokens = self._micro_batch_tokens_set()
 
     def fit(self) -> Iterator[StepInfo]:
         """Trains from the newest checkpoint of the folder to the end, yielding after each optimizer step.
@@ -169,6 +172,10 @@ class Trainer:
             checkpoint.remove_waste(self.folder)
         self.world.barrier()
         self.state = checkpoint.load_checkpoint(self.folder, self.root, self.optimizer, fingerprint=self.fingerprint)
+        lowered = self.state.micro_batch_tokens
+        self.micro_batch_tokens = self._micro_batch_tokens_set()
+        if lowered is not None and lowered[0] == self.micro_batch_tokens:
+            self.micro_batch_tokens = lowered[1]
         self.log.remove_waste()
         self.log.truncate(self.state.step or -1)  # without a checkpoint not even the evaluation before the first step
         if self.world.is_main and (self.total_steps > self.settings.save_steps or self.settings.load_best_model_at_end):
@@ -182,6 +189,12 @@ class Trainer:
                                    fingerprint=self.fingerprint, world=self.world)
         if self.world.is_main:
             checkpoint.retain(self.folder, self.settings.save_total_limit, self.state.best_step)
+
+    def _micro_batch_tokens_set(self) -> int:
+        return self.settings.micro_batch_tokens or DEFAULT_MICRO_BATCH_TOKENS[self.world.device.type]
+
+    def _cut(self, examples: list[Example], tokens: int) -> list[list[Example]]:
+        return micro_batches(examples, tokens, padded=not self.root.packs)
 
     def _is_last(self) -> bool:
         return self.state.step == self.total_steps
@@ -199,6 +212,9 @@ class Trainer:
         data = self.loader.batch(self.state.step)
         rate = self.settings.learning_rate * lr_factor(self.settings, self.state.step, self.total_steps)
         set_learning_rate(self.optimizer, rate)
+        if not any(example.num_targets for example in data.examples):
+            raise DataError(f"step {self.state.step + 1} has nothing to learn: every token of {names_of(data.examples)} "
+                            "has weight 0", hint="Drop these examples, or set a larger global batch.")
         info = self._train(data)
         num_tokens = sum(example.num_tokens for example in data.examples)
         self.state = replace(
@@ -233,7 +249,7 @@ class Trainer:
 
     def _micro_batches(self, examples: list[Example]) -> list[Batch]:
         """This rank's share of a global batch, as equally many batches on every rank."""
-        dealt = self.world.deal(micro_batches(examples, self.micro_batch_tokens))
+        dealt = self.world.deal(self._cut(examples, self.micro_batch_tokens))
         batches = [(self.root.batch(group), counts) for group, counts in dealt]
         return [batch if counts else batch.without_targets() for batch, counts in batches]
 
@@ -242,17 +258,18 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.world.device.type == "cuda":
             torch.cuda.empty_cache()
-        groups = len(micro_batches(examples, self.micro_batch_tokens))
+        groups = len(self._cut(examples, self.micro_batch_tokens))
         if groups == len(examples):
             longest = max(examples, key=lambda example: example.num_tokens)
             raise DataError(f"an example of {longest.num_tokens} tokens does not fit into memory by itself",
                             where=longest.id or None, hint="Lower cutoff_len, or train a smaller model.")
         tokens = self.micro_batch_tokens
-        while len(micro_batches(examples, tokens)) <= groups:
+        while len(self._cut(examples, tokens)) <= groups:
             tokens //= 2
         self.say(f"Out of memory: going on with micro_batch_tokens {tokens} instead of {self.micro_batch_tokens}. "
                  "Set it lower in the recipe to save this attempt; the result is the same.")
         self.micro_batch_tokens = tokens
+        self.state = replace(self.state, micro_batch_tokens=[self._micro_batch_tokens_set(), tokens])
 
     def _write(self, info: StepInfo) -> None:
         entry = {"step": info.step, "loss": finite(info.loss), "learning_rate": info.learning_rate,
@@ -268,7 +285,7 @@ class Trainer:
         """Evaluates, logs what was found, and keeps the weights where they are the best so far."""
         if self.evaluate is None:
             return
-        with evaluating(self.root):
+        with torch.no_grad(), evaluating(self.root):
             found = dict(self.evaluate(self.root))
         self.log.write(LOG, {"step": self.state.step, **{name: finite(value) for name, value in found.items()}})
         if not self.settings.evaluation_decides or self.state.step == 0:
@@ -301,18 +318,6 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@contextmanager
-def evaluating(root: torch.nn.Module) -> Iterator[None]:
-    """Eval mode without gradients, and the mode from before afterwards, whatever happens."""
-    was = root.training
-    root.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        root.train(was)
 
 
 @contextmanager

@@ -21,12 +21,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from danlu.core.config import Config
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Document
+from danlu.core.terminal import visible
 from danlu.pipeline.context import DOCSTRINGS, FILES, Amount, Context, Forecast, Input, Reference
 from danlu.text.clean import CleanConfig, clean_documents, language
 from danlu.text.corpus import SPLITS, CorpusWriter, read_parquet
@@ -52,10 +53,16 @@ class Settings(Config):
     dedup_paragraphs: bool = Field(default=False, description="paragraphs that stood earlier are dropped")
     strict: bool = Field(default=False, description="the first refused row is an error")
 
+    @model_validator(mode="after")
+    def _corpus_reads_all(self) -> "Settings":
+        if self.heldout_bytes is not None and self.heldout_share == 0:
+            raise ValueError("heldout_bytes limits what heldout_share holds out; with heldout_share: 0 it is not read")
+        return self
+
 
 def references(settings: Settings) -> list[Reference]:
     """The files behind every source."""
-    return [Reference(("sources", index, "path"), source.path, (FILES, DOCSTRINGS))
+    return [Reference(("sources", index, "path"), source.path, (FILES, DOCSTRINGS), label=True)
             for index, source in enumerate(settings.sources)]
 
 
@@ -97,9 +104,10 @@ def run(context: Context) -> dict[str, Any]:
         raise DataError("everything is held out: nothing is left to train on", where=context.step)
     for category, splits in metrics["categories"].items():
         if settings.heldout_share > 0 and splits["heldout"]["documents"] == 0:
-            context.console.print(f"nothing of “{category}” is held out: it has too few groups, or too large ones")
+            context.console.print(visible(f"nothing of “{category}” is held out: it has too few groups, or too large ones"),
+                                  markup=False, highlight=False)
     ledger.save(context.work)
-    return {**metrics, "quarantined": len(ledger.quarantined),
+    return {**metrics, "quarantined": ledger.num_quarantined,
             "duplicates": _dropped(ledger, "dedup"), "cleaned_away": _dropped(ledger, "clean")}
 
 

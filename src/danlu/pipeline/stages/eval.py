@@ -11,12 +11,12 @@ Bits per byte are counted on the corpus's held-out documents and stand beside gz
 training text. The newest report of a step is also found at `runs/<recipe>/<step>/report.html`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from danlu.core.artifact import Artifact, write_atomic
 from danlu.core.config import Config, free
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     from danlu.models.load import Loaded
 
 KIND = "report"
-SCHEMA = 1
+SCHEMA = 2
 NGRAM = "n-gram"
+READ_FOR_BITS = ("max_bytes", "cutoff_len", "ngram_max_bytes", "micro_batch_tokens")
+READ_FOR_TASKS = ("num_prompts", "samples")
+READ_FOR_ANSWERS = ("max_new_tokens", "batch_size")
 LONGEST_WINDOW = 2048  # tokens, for models that do not say what they were trained on
 
 
@@ -59,6 +62,17 @@ class Settings(Config):
         if len(set(names)) < len(names):
             raise ValueError("something is named twice")
         return names
+
+    @model_validator(mode="after")
+    def _eval_reads_all(self) -> "Settings":
+        asked = bool(self.tasks or self.prompts)
+        for needed, there, names in (("corpus", self.corpus is not None, READ_FOR_BITS),
+                                     ("tasks", bool(self.tasks), READ_FOR_TASKS),
+                                     ("tasks or prompts", asked, READ_FOR_ANSWERS)):
+            unread = [name for name in names if name in self.model_fields_set]
+            if unread and not there:
+                raise ValueError(f"{unread[0]} is read with {needed} only")
+        return self
 
 
 def references(settings: Settings) -> list[Reference]:
@@ -268,26 +282,40 @@ def _baselines(context: Context, texts: Mapping[str, Sequence[Document]], notes:
                                     for document, part in zip(documents, parts, strict=True)])
             rows.append(BitsRow(category, NGRAM, "baseline", result.value, result.low, result.high, result.num_bytes,
                                 len(parts)))
-        whole = b"\n".join(parts)
+        whole, num_bytes = b"\n".join(parts), sum(map(len, parts))
         for system, bits in (("xz -9", xz_bits(whole)), ("gzip -9", gzip_bits(whole))):
-            rows.append(BitsRow(category, system, "baseline", bits / len(whole), None, None, sum(map(len, parts)),
-                                len(parts)))
+            # by the bytes that all systems are measured on, the line ends between documents are not among them
+            rows.append(BitsRow(category, system, "baseline", bits / num_bytes, None, None, num_bytes, len(parts)))
     return rows
 
 
 def _training_text(context: Context, notes: list[str]) -> list[bytes]:
-    """The corpus's training documents for the n-gram model, as many as it may have."""
-    from danlu.evals.perplexity import choose_documents
+    """The corpus's training documents for the n-gram model, as many as it may have.
+
+    The corpus is read twice, so that memory holds what is chosen and not the whole of it.
+    """
+    from danlu.evals.perplexity import beginning, choose_places
     from danlu.text.corpus import read_corpus
 
     settings: Settings = context.settings
     assert settings.corpus is not None, "held-out text came from a corpus"
     if settings.ngram_max_bytes == 0:
         return []
-    documents = list(read_corpus(context.inputs[settings.corpus].require_folder(), "train"))
-    total = sum(len(document.text.encode()) for document in documents)
-    chosen, _ = choose_documents(documents, settings.ngram_max_bytes)
-    parts = [document.text.encode() for document in chosen]
+    folder = context.inputs[settings.corpus].require_folder()
+    total = 0
+
+    def sizes() -> Iterator[tuple[str, int]]:
+        nonlocal total
+        for document in read_corpus(folder, "train"):
+            size = len(document.text.encode())
+            total += size
+            yield document.id, size
+
+    chosen = choose_places(sizes(), settings.ngram_max_bytes)
+    wanted = dict(chosen)
+    found = {place: beginning(document.text, wanted[place]).encode()
+             for place, document in enumerate(read_corpus(folder, "train")) if place in wanted}
+    parts = [found[place] for place, _ in chosen]
     if sum(map(len, parts)) < total:
         notes.append(f"the n-gram model learned from {sum(map(len, parts)):,} of the {total:,} bytes of training text")
     return [part for part in parts if part]
@@ -314,6 +342,9 @@ def _answers(context: Context, name: str, loaded: "Loaded", questions: "Sequence
         row.append(Answered(name, scored[place].completion, scored[place].score == 1.0))
     for place, answer in enumerate(answers[len(questions):]):
         found.free.setdefault(place, []).append(Answered(name, answer, None))
-    if answerer.num_too_long:
-        found.notes.append(f"{name}: {answerer.num_too_long} prompts left no room for an answer of "
-                           f"{settings.max_new_tokens} tokens and count as wrong")
+    num_wrong = sum(place < len(questions) for place in answerer.unasked)
+    for number, what, so in ((num_wrong, "prompts of tasks", "count as wrong"),
+                             (len(answerer.unasked) - num_wrong, "free prompts", "were not asked")):
+        if number:
+            found.notes.append(f"{name}: {number} {what} left no room for an answer of {settings.max_new_tokens} tokens "
+                               f"(or were refused by the chat template) and {so}")

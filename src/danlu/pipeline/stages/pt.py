@@ -10,12 +10,20 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from danlu.core.errors import ConfigError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Document
 from danlu.models.adapters import AdapterConfig
 from danlu.pipeline.context import DOCSTRINGS, FILES, HUB, Context, Forecast, Input, Reference
 from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, split_by_hash
-from danlu.pipeline.training import MachineConfig, all_texts, forecast_training, model_config, run_training
+from danlu.pipeline.training import (
+    MachineConfig,
+    all_texts,
+    check_evaluation,
+    forecast_training,
+    model_config,
+    run_training,
+)
 from danlu.text.corpus import read_corpus
 from danlu.text.read import SourceConfig, read_documents
 from danlu.train.trainer import TrainSettings
@@ -36,7 +44,7 @@ class Settings(DataConfig, TrainSettings, AdapterConfig, MachineConfig):
     strict: bool = Field(False, description="stop at the first bad record instead of counting it")
 
     @model_validator(mode="after")
-    def _possible(self) -> "Settings":
+    def _model_is_possible(self) -> "Settings":
         if isinstance(self.model, dict) and self.tokenizer is None:
             raise ValueError("a model from nothing needs a tokenizer")
         if isinstance(self.model, dict) and self.finetuning_type != "full":
@@ -61,9 +69,19 @@ def forecast(settings: Settings, inputs: Mapping[str, Input]) -> Forecast:
 
 
 def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
-    """The architecture's keys, and the length against the model's positions."""
+    """The architecture's keys, the length against the model's positions, and settings that nothing would read."""
     from danlu.models.load import check_length
 
+    corpora = [text for text in settings.datasets() if inputs[text].produces == "corpus"]
+    outside = [text for _, text in all_texts(settings) if inputs[text].produces != "corpus"]
+    unread = sorted({"document", "text_field", "strict", "category"} & settings.model_fields_set) if not outside else []
+    if unread:
+        raise ConfigError(f"“{unread[0]}” says how text outside a corpus is read, and this step reads corpora only",
+                          key=unread[0], hint=f"Set it in the corpus step “{corpora[0]}”.")
+    if corpora and settings.val_size:
+        raise ConfigError(f"val_size would hold out a share beside the held-out documents of the corpus “{corpora[0]}”",
+                          key="val_size", hint="Leave val_size out, or set heldout_share in the corpus step.")
+    check_evaluation(settings, bool(corpora) or settings.eval_dataset is not None or settings.val_size > 0)
     config = model_config(settings, inputs)
     if config is not None:
         check_length(config, settings.cutoff_len)
@@ -74,13 +92,12 @@ def run(context: Context) -> dict[str, Any]:
     from danlu.models.load import Loaded, load_model, load_tokenizer, new_model
 
     settings, inputs = context.settings, context.inputs
-    tokenizer_source = tokenizer_of(context)
-    tokenizer = load_tokenizer(tokenizer_source)
+    tokenizer = load_tokenizer(tokenizer_of(context))
 
     def load() -> Loaded:
         if isinstance(settings.model, dict):
-            return new_model(settings.model, tokenizer_source, seed=context.seed)
-        return load_model(place(inputs[settings.model]), tokenizer=tokenizer_source, adapters=settings,
+            return new_model(settings.model, tokenizer, seed=context.seed)
+        return load_model(place(inputs[settings.model]), tokenizer=tokenizer, adapters=settings,
                           seed=context.seed)
 
     prepared, _ = prepare_examples(context, tokenizer)
@@ -116,7 +133,7 @@ def prepare_examples(context: Context, tokenizer: Any) -> tuple[Prepared, list[i
 
     chosen = {name: getattr(settings, name) for name in ("dataset", "eval_dataset", "val_size", "cutoff_len",
                                                          "max_samples", "category", "document", "text_field", "strict")}
-    return prepare(context, Recipe(chosen, len(tokenizer), read, encoder.documents)), [tokenizer.eos_token_id]
+    return prepare(context, Recipe(chosen, tokenizer, read, encoder.documents)), [tokenizer.eos_token_id]
 
 
 def _documents(context: Context, text: str, split: Literal["train", "heldout"], ledger: Ledger) -> Iterable[Document]:

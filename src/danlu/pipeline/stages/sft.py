@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from danlu.core.errors import ConfigError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Dialogue
 from danlu.models.adapters import AdapterConfig
@@ -20,6 +21,7 @@ from danlu.pipeline.training import (
     DEFAULT_TASK_PROMPTS,
     MachineConfig,
     all_texts,
+    check_evaluation,
     forecast_training,
     model_config,
     run_training,
@@ -58,9 +60,13 @@ def forecast(settings: Settings, inputs: Mapping[str, Input]) -> Forecast:
 
 
 def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
-    """The length against the model's positions."""
+    """The length against the model's positions, and settings that nothing would read."""
     from danlu.models.load import check_length
 
+    unread = sorted({"strict", "category"} & settings.model_fields_set)
+    if unread and all(inputs[text].kind == TASK for _, text in all_texts(settings)):
+        raise ConfigError(f"“{unread[0]}” says how files are read, and this step reads none", key=unread[0])
+    check_evaluation(settings, settings.eval_dataset is not None or settings.val_size > 0)
     config = model_config(settings, inputs)
     if config is not None:
         check_length(config, settings.cutoff_len)
@@ -72,10 +78,11 @@ def run(context: Context) -> dict[str, Any]:
 
     settings = context.settings
     source = tokenizer_of(context)
-    prepared, stop_ids = prepare_examples(context, load_tokenizer(source))
+    tokenizer = load_tokenizer(source)
+    prepared, stop_ids = prepare_examples(context, tokenizer)
 
     def load() -> Loaded:
-        return load_model(source, adapters=settings, seed=context.seed)
+        return load_model(source, tokenizer=tokenizer, adapters=settings, seed=context.seed)
 
     return run_training(context, settings, prepared, load, stop_ids)
 
@@ -102,7 +109,7 @@ def prepare_examples(context: Context, tokenizer: Any) -> tuple[Prepared, list[i
 
     chosen = {name: getattr(settings, name) for name in ("dataset", "eval_dataset", "val_size", "cutoff_len",
                                                          "max_samples", "category", "overlong", "learn", "strict")}
-    return prepare(context, Recipe(chosen, len(tokenizer), read, encoder.dialogues)), encoder.chat.stop_ids
+    return prepare(context, Recipe(chosen, tokenizer, read, encoder.dialogues)), encoder.chat.stop_ids
 
 
 def _dialogues(context: Context, text: str, ledger: Ledger, split: Literal["train", "heldout"]) -> Iterable[Dialogue]:

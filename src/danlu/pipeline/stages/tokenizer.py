@@ -55,7 +55,7 @@ class Settings(Config):
 def references(settings: Settings) -> list[Reference]:
     """What the tokenizer is trained on."""
     one = isinstance(settings.dataset, str)
-    return [Reference(("dataset",) if one else ("dataset", i), text, ("corpus", FILES, DOCSTRINGS))
+    return [Reference(("dataset",) if one else ("dataset", i), text, ("corpus", FILES, DOCSTRINGS), label=True)
             for i, text in enumerate(settings.datasets())]
 
 
