@@ -96,6 +96,7 @@ def show_progress(console: "Console", description: str, total: float | None = No
     from rich.progress import Progress as RichProgress
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=28), MofNCompleteColumn(),
-               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[fields]}", markup=False))
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+               TextColumn("{task.fields[fields]}", markup=False))
     with RichProgress(*columns, console=console, transient=True) as bars:
         yield BarProgress(bars, bars.add_task(description, total=total, fields=""))
