@@ -32,12 +32,11 @@ def show_duration(seconds: float) -> str:
 
 def show_number(value: float) -> str:
     """A number as short as it can be read: 1,234, 4.7 M, 3.2e+15, 0.0123."""
-    if isinstance(value, int) or float(value).is_integer():
-        if abs(value) < 1e6:
-            return f"{int(value):,}"
-        for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-            if size <= abs(value) < 1e15:
-                return f"{value / size:.3g} {unit}"
+    if abs(value) < 1e6 and float(value).is_integer():
+        return f"{int(value):,}"
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if size <= abs(value) < 1e15:
+            return f"{value / size:.3g} {unit}"
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
 
 

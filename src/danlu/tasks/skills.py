@@ -86,15 +86,15 @@ def _shuffled(generator: random.Random, problems: list[Problem]) -> Iterator[Pro
 
 
 def copy(generator: random.Random) -> Iterator[Problem]:
-    """One to three words, as they are."""
-    for language, words in _lists(generator, 1, 3):
+    """One or two words, as they are."""
+    for language, words in _lists(generator, 1, 2):
         text = listed(words, language)
         yield Problem(text, tuple(_asks("copy", language, text, text)))
 
 
 def reverse(generator: random.Random) -> Iterator[Problem]:
-    """Two or three words in reverse order; a list and its reverse are one problem."""
-    for language, words in _lists(generator, 2, 3):
+    """Two words in reverse order; a pair and its reverse are one problem."""
+    for language, words in _lists(generator, 2, 2):
         text, back = listed(words, language), listed(words[::-1], language)
         yield Problem(min(text, back), tuple(_asks("reverse", language, back, text)))
 
