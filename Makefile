@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 RUNS ?= runs
 
-.PHONY: demo test check faults bench gpu clean-venv
+.PHONY: demo test check faults bench real gpu clean-venv
 
 demo: .venv/.data
 	$(BIN)/danlu run recipes/quickstart.yaml --runs $(RUNS)
@@ -28,6 +28,10 @@ faults: .venv/.test
 bench: .venv/.test
 	$(BIN)/python bench/peers.py
 	$(BIN)/python bench/startup.py
+
+# a pretrained checkpoint through pt, sft and LoRA: make real MODEL=folder [REAL="--text … --dialogues …"]
+real: .venv/.test .venv/.data
+	$(BIN)/python bench/real_model.py --model $(MODEL) $(REAL)
 
 # every check and timing that needs a GPU
 gpu: .venv/.run
