@@ -163,6 +163,17 @@ def test_what_cannot_be_meant_is_said_with_its_place(settings, message) -> None:
     assert re.search(r"recipe\.yaml:\d+", str(caught.value))
 
 
+def test_a_tokenizer_that_does_not_fit_the_model_is_said_with_its_place() -> None:
+    larger = load(tokenizer__vocab_size=310)
+    go(larger, only=["corpus", "tokenizer"])
+    text = yaml.safe_dump({"name": "other", "steps": {"pt": {
+        "stage": "pt", "model": "runs/small/chat", "tokenizer": "runs/small/tokenizer", "dataset": "runs/small/corpus",
+        "cutoff_len": 32}}}, sort_keys=False)
+    with pytest.raises(ConfigError, match=r"recipe\.yaml:6: the tokenizer's ids go up to 309; the model has \d+ rows"):
+        plan(Recipe.from_text(text, base=Path.cwd()))
+    go(load())  # `current` is the small one again
+
+
 def test_an_empty_dataset_is_said_with_its_file() -> None:
     Path("empty.jsonl").write_text("")
     with pytest.raises((ConfigError, DataError), match=r"nothing to train on|empty") as caught:

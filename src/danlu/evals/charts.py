@@ -62,7 +62,7 @@ def draw_skills(rows: Sequence[SkillRow], models: Sequence[str], path: Path) -> 
     """Bars grouped by task; higher is better; whiskers are 95 % Wilson intervals."""
     tasks = list(dict.fromkeys(row.task for row in rows))
     values: Bars = {(row.task, row.model): (100 * row.value, 100 * row.low, 100 * row.high) for row in rows}
-    figure, [axes] = _canvas(width=max(5.0, 1.4 + 0.55 * (len(models) + 0.6) * len(tasks)), height=3.4, panels=1)
+    figure, [axes] = _canvas(width=max(5.0, 1.4 + 0.28 * (len(models) + 0.6) * len(tasks)), height=3.4, panels=1)
     _bars(axes, tasks, models, _model_colors(models), values, "{:.0f}")
     axes.set_ylim(0, 108)
     axes.set_ylabel("exact match in % (higher is better)")

@@ -133,10 +133,7 @@ def new_config(architecture: Mapping[str, Any], tokenizer: Any | None, vocab_siz
 
 def _ready(lm: PreTrainedModel, tokenizer: Any, device: torch.device | str, adapters: AdapterConfig | None,
            seed: int) -> Loaded:
-    rows = int(lm.get_input_embeddings().weight.size(0))  # type: ignore[operator]  # torch calls it Tensor | Module
-    if num_ids(tokenizer) > rows:
-        raise ConfigError(f"the tokenizer's ids go up to {num_ids(tokenizer) - 1:,}; the model has {rows:,} rows only",
-                          where=tokenizer.name_or_path, hint="Use the tokenizer that the model was trained with.")
+    check_vocabulary(lm.config, tokenizer)
     lm.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
     adapted = None
     if adapters is not None and adapters.finetuning_type == "lora":
@@ -196,6 +193,14 @@ def check_length(config: Any, cutoff_len: int) -> None:
     if limit and cutoff_len > limit:
         raise ConfigError(f"cutoff_len is {cutoff_len}, but the model has positions for {limit} tokens only",
                           key="cutoff_len", hint=f"Set cutoff_len to {limit} or less.")
+
+
+def check_vocabulary(config: Any, tokenizer: Any) -> None:
+    """Raises ConfigError where a tokenizer has ids that the model has no rows for."""
+    rows = config.get_text_config().vocab_size
+    if num_ids(tokenizer) > rows:
+        raise ConfigError(f"the tokenizer's ids go up to {num_ids(tokenizer) - 1:,}; the model has {rows:,} rows only",
+                          where=tokenizer.name_or_path, hint="Use the tokenizer that the model was trained with.")
 
 
 def save_model(loaded: Loaded, folder: Path, stop_ids: list[int]) -> None:

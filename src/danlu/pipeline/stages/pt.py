@@ -70,7 +70,7 @@ def forecast(settings: Settings, inputs: Mapping[str, Input]) -> Forecast:
 
 def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
     """The architecture's keys, the length against the model's positions, and settings that nothing would read."""
-    from danlu.models.load import check_length
+    from danlu.models.load import check_length, check_vocabulary, load_tokenizer
 
     corpora = [text for text in settings.datasets() if inputs[text].produces == "corpus"]
     outside = [text for _, text in all_texts(settings) if inputs[text].produces != "corpus"]
@@ -85,6 +85,12 @@ def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
     config = model_config(settings, inputs)
     if config is not None:
         check_length(config, settings.cutoff_len)
+    folder = inputs[settings.tokenizer].folder if settings.tokenizer is not None else None
+    if config is not None and folder is not None and isinstance(settings.model, str):
+        try:
+            check_vocabulary(config, load_tokenizer(folder))
+        except ConfigError as error:
+            raise ConfigError(error.message, key="tokenizer", hint=error.hint) from None
 
 
 def run(context: Context) -> dict[str, Any]:
