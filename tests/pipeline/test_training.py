@@ -174,10 +174,11 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_said_with_its_place() -> Non
     go(load())  # `current` is the small one again
 
 
-def test_an_empty_dataset_is_said_with_its_file() -> None:
+@pytest.mark.parametrize("settings", [{}, {"chat__max_steps": None}, {"chat__max_steps": None, "chat__val_size": 0.5}])
+def test_an_empty_dataset_is_said_with_its_file(settings) -> None:
     Path("empty.jsonl").write_text("")
     with pytest.raises((ConfigError, DataError), match=r"nothing to train on|empty") as caught:
-        go(load(chat__dataset="empty.jsonl"))
+        go(load(chat__dataset="empty.jsonl", **settings))
     assert caught.value.exit_code == 2 and "empty.jsonl" in str(caught.value)
 
 

@@ -155,7 +155,7 @@ def forecast_training(settings: Any, inputs: Mapping[str, Input], config: Any, *
             found = facts["bytes"] if "bytes" in facts else sum(path.stat().st_size for path in item.files)
         found /= ASSUMED_BYTES_PER_TOKEN
         read += min(found, settings.max_samples * mean_length) if settings.max_samples else found
-    tokens = (records * task_tokens + read) * (1 - settings.val_size)
+    tokens = max(1.0, (records * task_tokens + read) * (1 - settings.val_size))  # an empty file is said when it is read
     examples = (records + max(1.0, read / mean_length)) * (1 - settings.val_size)
     per_step = settings.global_batch_tokens or settings.global_batch_size * tokens / examples
     if settings.max_steps:
