@@ -309,7 +309,16 @@ def main() -> None:
     """The entry point of the command `danlu`."""
     # Large pages for torch's memory on CPUs, read at its first allocation: training is up to a third faster (docs/log.md).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    app()
+    try:
+        app()
+    except SystemExit as ending:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            # gloo's threads may outlive their owners while the interpreter is taken down, which would end a process that
+            # has done all its work with SIGABRT. Everything is on the disk and the other processes were told.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ending.code if isinstance(ending.code, int) else int(ending.code is not None))
+        raise
 
 
 if __name__ == "__main__":

@@ -255,8 +255,10 @@ def test_sigkill_leaves_nothing_half_published(folder, name):
 
 
 def test_interrupt(folder):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     process = start(folder, "run", "demo.yaml", "--set", "steps.base.pause=5", "--set",
                     f"steps.base.mark={folder / 'mark'}")
+    signal.signal(signal.SIGINT, before)
     wait_for(folder / "mark", process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
