@@ -26,7 +26,7 @@ class Branch:
     """
 
     tokens: np.ndarray
-    weights: np.ndarray = None  # type: ignore[assignment]  # filled below
+    weights: np.ndarray = None  # type: ignore[assignment]  # never seen: filled below
     columns: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -106,7 +106,7 @@ def windows(tokens: Sequence[int] | np.ndarray, context: int, stride: int) -> li
         start = max(0, end - context)
         weights = np.zeros(end - start, np.float32)
         weights[scored - start:] = 1
-        found.append(Example((), (Branch(tokens[start:end], weights),)))  # type: ignore[arg-type]
+        found.append(Example(tokens[:0], (Branch(tokens[start:end], weights),)))
         scored = end
     return found
 

@@ -23,7 +23,7 @@ from danlu.core.errors import ConfigError, DataError, nearest
 from danlu.core.examples import Branch, Example
 from danlu.models import attention
 from danlu.models.adapters import AdapterConfig, add_adapters, merge
-from danlu.models.generate import stop_ids_of
+from danlu.models.generate import evaluating, stop_ids_of
 from danlu.models.root import Root, check_head
 from danlu.tokens.codec import num_ids
 
@@ -151,7 +151,7 @@ def _ready(lm: PreTrainedModel, tokenizer: Any, device: torch.device | str, adap
 @torch.no_grad()
 def why_not_packed(root: Root) -> str | None:
     """None where this checkpoint gives the same hidden states packed as alone, else the reason; sets its attention."""
-    lm, was = root.lm, root.training
+    lm = root.lm
     kind = (lm.config.to_dict().get("rope_parameters") or {}).get("rope_type", "default")
     if kind in ("dynamic", "longrope"):
         return f"its {kind} positions depend on the whole row"
@@ -160,12 +160,12 @@ def why_not_packed(root: Root) -> str | None:
                              for n in (5, 4, 6, 7))
     examples = [Example(stem, (Branch(one), Branch(two))), Example(other[:0], (Branch(other),))]
     alone = [[*stem, *one], [*stem, *two], list(other)]
-    root.eval()
     try:
-        expected = [lm.base_model(input_ids=torch.tensor([ids], device=lm.device), use_cache=False).last_hidden_state[0]
-                    for ids in alone]
-        lm.set_attn_implementation(attention.NAME)
-        packed = root.hidden(root.batch(examples).to(lm.device))
+        with evaluating(root):
+            expected = [lm.base_model(input_ids=torch.tensor([ids], device=lm.device), use_cache=False)
+                        .last_hidden_state[0] for ids in alone]
+            lm.set_attn_implementation(attention.NAME)
+            packed = root.hidden(root.batch(examples).to(lm.device))
     except attention.UnsupportedAttention as error:
         attention.leave_packed(lm)
         return error.message
@@ -173,8 +173,6 @@ def why_not_packed(root: Root) -> str | None:
         # other architectures take other arguments; whatever they refuse here, the padded form remains
         attention.leave_packed(lm)
         return f"its forward pass refuses packed rows: {str(error).splitlines()[0]}"
-    finally:
-        root.train(was)
     difference = max(_distance(packed[:9], expected[0]), _distance(packed[9:15], expected[1][5:]),
                      _distance(packed[15:], expected[2]))
     if difference < 1e-4 or (lm.dtype != torch.float32 and difference < 3e-2):

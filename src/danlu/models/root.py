@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from danlu.core.errors import ConfigError
 from danlu.data.batch import Batch
 from danlu.models import head
+from danlu.models.generate import evaluating
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,15 +93,13 @@ def check_head(root: Root) -> None:
     """Compares the head with the model's own logits on a few tokens. Raises ConfigError where they differ."""
     config = root.lm.config
     ids = torch.arange(1, 9, device=root.lm.device)[None] % config.vocab_size
-    was = root.training
-    root.eval()
-    output = root.lm(input_ids=ids, output_hidden_states=False, use_cache=False).logits[0].float().log_softmax(-1)
-    hidden = root.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    with evaluating(root):
+        output = root.lm(input_ids=ids, output_hidden_states=False, use_cache=False).logits[0].float().log_softmax(-1)
+        hidden = root.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
     projection = root.lm.get_output_embeddings()
     y = ids[0].roll(-1)
     own = head.logprobs(hidden, projection.weight, y, bias_V=projection.bias, shape=root.shape,
                         workspace=head.Workspace()).logprobs_S.float()
-    root.train(was)
     difference = float((own - output.gather(1, y[:, None])[:, 0]).abs().max())
     if not difference < 1e-2:
         raise ConfigError(f"{type(root.lm).__name__} does something to its logits that danlu does not know: its own "

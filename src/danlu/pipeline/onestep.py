@@ -38,8 +38,8 @@ def write_recipe(stage: str, runs: str | Path, name: str, model: str, datasets: 
     """
     step = ("steps", stage)
     cls = load_stage(stage).Settings
-    values = {"name": name, "steps": {stage: {"stage": stage, "model": model, "dataset": list(datasets)}}}
-    source = Source("the command line", values)
+    own: dict[str, Any] = {"stage": stage, "model": model, "dataset": list(datasets)}
+    source = Source("the command line", {"name": name, "steps": {stage: own}})
     source.places = {(): "the command line", (*step, "model"): f"--model {model}"}
     for index, dataset in enumerate(datasets):
         source.places[(*step, "dataset", index)] = f"--dataset {dataset}"
@@ -47,7 +47,6 @@ def write_recipe(stage: str, runs: str | Path, name: str, model: str, datasets: 
         source.override(option, below=step)
     folder = Path(runs) / name
     recipe = Recipe.from_source(source, folder)
-    own = values["steps"][stage]  # type: ignore[index]  # built above
     text = recipe_text(stage, recipe.name, {key: value for key, value in own.items() if key != "stage"}, cls)
     path = folder / "recipe.yaml"
     written = Recipe.from_text(text, str(path), folder)

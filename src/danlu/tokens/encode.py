@@ -13,7 +13,7 @@ Stations of the ledger: `render` (dialogues: rows, bytes of what was said), `tok
 `overlong` (only the rows that are too long), `learn` (tokens in; out are the learned ones).
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -89,18 +89,17 @@ class Encoder:
     learn       `assistant`: every answer; `last`: the last one; `all`: every token
     """
 
-    def __init__(self, tokenizer: Any, cutoff_len: int, overlong: Overlong = "turns", learn: Learn = "assistant",
-                 stop_ids: Collection[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, cutoff_len: int, overlong: Overlong = "turns", learn: Learn = "assistant"
+                 ) -> None:
         if cutoff_len < 2:
             raise ConfigError(f"cutoff_len {cutoff_len} leaves no room to learn anything", hint="Use 2 or more.")
         self.tokenizer, self.cutoff_len, self.overlong, self.learn = tokenizer, cutoff_len, overlong, learn
         self.codec = Codec(tokenizer)
-        self._stop_ids = tuple(stop_ids)
 
     @cached_property
     def chat(self) -> Chat:
         """The chat template, opened at its first use: documents need none."""
-        return Chat(self.tokenizer, self._stop_ids, codec=self.codec)
+        return Chat(self.tokenizer, codec=self.codec)
 
     def check(self, dialogues: bool = True) -> None:
         """Tries the tokenizer and its template on a dialogue. Raises ConfigError where training would go wrong."""

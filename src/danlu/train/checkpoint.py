@@ -272,13 +272,6 @@ def retain_best(folder: Path, best_step: int | None) -> None:
             remove_folder(path)
 
 
-def remove_all(folder: Path) -> None:
-    """Removes every checkpoint and every kept best, once the trained model is safe elsewhere."""
-    remove_waste(folder)
-    for _, path in _numbered(folder, "checkpoint") + _numbered(folder, "best"):
-        remove_folder(path)
-
-
 def better(metric: float, best: float | None) -> bool:
     """Whether an eval_loss is lower than the best so far; one that is not finite never is."""
     return math.isfinite(metric) and (best is None or metric < best)
