@@ -36,8 +36,24 @@ class Dialogue:
 
 
 @dataclass(frozen=True, slots=True)
+class Preference:
+    """A prompt (its last turn is the user's) and two answers to it, of which the first is preferred.
+
+    ref_logps  what a reference model said of chosen and rejected, each summed over its tokens in nats; None: unknown
+    """
+
+    messages: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    source: str
+    id: str
+    category: str = "preference"
+    ref_logps: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
-    """A request with an answer that a Task's scorer can check."""
+    """A request. `answer` is what a Task's scorer holds to be right; "" where nothing is known to be."""
 
     messages: tuple[Message, ...]
     answer: str

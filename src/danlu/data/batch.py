@@ -4,7 +4,8 @@ Legend: B rows, T positions in a row, S sites, N branches. A *site* is a place w
 target: `site_index_S` points into the B·T hidden states laid end to end, `site_target_S` is the token to be predicted,
 `site_weight_S` what its log-probability counts, `site_branch_S` the branch it belongs to. Only tokens with a weight
 become sites. The first token of each branch is predicted by the last token of its stem; the very first token of an
-example is predicted by nothing and can have no site.
+example is predicted by nothing and can have no site. `end_index_N` is where each branch's last token stands (the stem's,
+where a branch is empty): there a sequence as a whole is scored.
 
     batch = Batch.pack(examples).to(device)
 """
@@ -67,6 +68,7 @@ class Batch:
     site_branch_S: Tensor
     branch_example_N: Tensor
     branch_category_N: Tensor
+    end_index_N: Tensor
     columns: dict[str, Tensor]
     categories: tuple[str, ...]
     num_tokens: int
@@ -85,9 +87,9 @@ class Batch:
         return replace(self, layout=layout, columns=columns, **moved)
 
     def without_targets(self) -> "Batch":
-        """The same tokens with nothing to learn: what a rank computes while others still have work."""
+        """The same tokens with nothing to learn, no site and no branch: what a rank computes while others have work."""
         none: dict[str, Any] = {item.name: getattr(self, item.name)[:0] for item in fields(self)
-                                if item.name.startswith("site_")}
+                                if item.name.endswith(("_S", "_N"))}
         return replace(self, columns={name: column[:0] for name, column in self.columns.items()}, num_tokens=0, **none)
 
     def sum_per_branch(self, values_S: Tensor) -> Tensor:
@@ -110,6 +112,7 @@ class Batch:
                     before[0] = start + stem - 1 if stem else -1
                 parts.sites(example, number, which, before)
                 parts.put(branch.tokens, np.arange(stem, stem + len(branch.tokens)), number, which)
+                parts.end_index.append(parts.length - 1 if len(branch.tokens) else start + stem - 1)
         layout = Layout(tuple(trees), torch.from_numpy(parts.joined(parts.documents, np.int32)),
                         torch.from_numpy(parts.joined(parts.branches, np.int32)))
         ids = torch.from_numpy(parts.joined(parts.tokens, np.int64))[None]
@@ -131,6 +134,7 @@ class Batch:
             if len(before) and not stem:
                 before[0] = -1
             parts.sites(examples[number], number, which, before)
+            parts.end_index.append(row * width + len(tokens) - 1)
         positions = torch.arange(width).expand(len(rows), width)
         return parts.batch(torch.from_numpy(ids), positions, None, torch.from_numpy(mask), examples)
 
@@ -150,6 +154,7 @@ class _Parts:
         self.site_branch: list[np.ndarray] = []
         self.columns: dict[str, list[np.ndarray]] = {}
         self.branch_example: list[int] = []
+        self.end_index: list[int] = []
 
     def put(self, tokens: np.ndarray, positions: np.ndarray, document: int, branch: int) -> None:
         self.tokens.append(tokens)
@@ -190,5 +195,6 @@ class _Parts:
             site_index_S=tensor(self.index, np.int64), site_target_S=tensor(self.target, np.int64),
             site_weight_S=tensor(self.weight, np.float32), site_branch_S=tensor(self.site_branch, np.int64),
             branch_example_N=torch.from_numpy(owner), branch_category_N=torch.from_numpy(category),
+            end_index_N=torch.tensor(self.end_index, dtype=torch.int64),
             columns={name: tensor(parts, np.float32) for name, parts in self.columns.items()},
             categories=categories, num_tokens=sum(example.num_tokens for example in examples))
