@@ -205,7 +205,7 @@ def test_sft_messages_name_the_option(folder, monkeypatch):
 def test_of_several_processes_one_writes_the_recipe(folder, monkeypatch):
     as_sft(monkeypatch)
     command("run", "demo.yaml")
-    arguments = ("sft", "runs", "many", "runs/demo/base", ["texts"], [])
+    arguments = ("sft", "runs", "many", {"model": "runs/demo/base"}, ["texts"], [])
     monkeypatch.setenv("RANK", "1")
     path, recipe = write_recipe(*arguments)
     assert not path.exists()

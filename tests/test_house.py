@@ -14,8 +14,8 @@ SOURCE = ROOT / "src" / "danlu"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # Packages on one line never import each other; imports point down only.
-LAYERS = [["core"], ["text", "tokens", "data"], ["models", "objectives", "tasks"], ["train", "evals", "serve"],
-          ["pipeline"], ["cli"]]
+LAYERS = [["core"], ["text", "tokens", "data"], ["models", "objectives", "tasks"],
+          ["train", "evals", "serve", "rollout"], ["pipeline"], ["cli"]]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = {"core", "text", "tokens", "tasks"}
 

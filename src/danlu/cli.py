@@ -268,7 +268,7 @@ def pt_command(model: Model, dataset: Datasets, name: Name = None, runs: Runs = 
 
     [bold]Example:[/] danlu pt --model runs/quickstart/base --dataset texts/ --set learning_rate=1e-4
     """
-    _one_step("pt", model, dataset, name, runs, overrides)
+    _one_step("pt", {"model": model}, dataset, name, runs, overrides)
 
 
 @app.command("sft")
@@ -278,15 +278,47 @@ def sft_command(model: Model, dataset: Datasets, name: Name = None, runs: Runs =
 
     [bold]Example:[/] danlu sft --model runs/quickstart/chat --dataset mine.jsonl --set num_train_epochs=3
     """
-    _one_step("sft", model, dataset, name, runs, overrides)
+    _one_step("sft", {"model": model}, dataset, name, runs, overrides)
 
 
-def _one_step(stage: str, model: str, datasets: list[str], name: str | None, runs: Path,
+@app.command("rm")
+def rm_command(model: Model, dataset: Datasets, name: Name = None, runs: Runs = Path("runs"),
+               overrides: StepOverrides = None) -> None:
+    """Train a reward model on your own preferences (chosen and rejected answers).
+
+    [bold]Example:[/] danlu rm --model runs/quickstart/chat --dataset pairs.jsonl --set val_size=0.1
+    """
+    _one_step("rm", {"model": model}, dataset, name, runs, overrides)
+
+
+@app.command("dpo")
+def dpo_command(model: Model, dataset: Datasets, name: Name = None, runs: Runs = Path("runs"),
+                overrides: StepOverrides = None) -> None:
+    """Optimise a chat model on your own preferences directly; the reference is the model before training.
+
+    [bold]Example:[/] danlu dpo --model runs/quickstart/chat --dataset pairs.jsonl --set pref_beta=0.1
+    """
+    _one_step("dpo", {"model": model}, dataset, name, runs, overrides)
+
+
+@app.command("ppo")
+def ppo_command(model: Model, dataset: Datasets,
+                reward_model: Annotated[str, typer.Option("--reward-model", metavar="MODEL",
+                                                          help="A reward model: a step's folder (stage rm), or any.")],
+                name: Name = None, runs: Runs = Path("runs"), overrides: StepOverrides = None) -> None:
+    """Let a chat model answer your prompts and learn from what a reward model says (PPO with a critic).
+
+    [bold]Example:[/] danlu ppo --model runs/quickstart/chat --reward-model runs/quickstart/judge --dataset prompts.jsonl
+    """
+    _one_step("ppo", {"model": model, "reward_model": reward_model}, dataset, name, runs, overrides)
+
+
+def _one_step(stage: str, models: dict[str, str], datasets: list[str], name: str | None, runs: Path,
               options: list[str] | None) -> None:
     from danlu.pipeline.onestep import default_name, write_recipe
     from danlu.pipeline.run import run
 
-    path, recipe = write_recipe(stage, runs, name or default_name(datasets), model, datasets, options or [])
+    path, recipe = write_recipe(stage, runs, name or default_name(datasets), models, datasets, options or [])
     console = _console()
     console.print(visible(f"recipe: {path}"), highlight=False, markup=False)
     run(recipe, runs, console=console)

@@ -7,6 +7,7 @@ from small import VOCAB, ragged_examples, tiny_root
 
 from danlu.core.errors import DataError
 from danlu.data.store import ExampleStore, write_examples
+from danlu.objectives.language import Language
 from danlu.train.evaluate import held_out_loss
 from danlu.train.parallel import World
 
@@ -19,7 +20,7 @@ def store(tmp_path) -> ExampleStore:
 
 def evaluate(root, store: ExampleStore, tokens: int) -> dict[str, float]:
     with torch.no_grad():
-        return dict(held_out_loss(store, World(), tokens)(root.eval()))
+        return dict(held_out_loss(store, Language(), World(), tokens)(root.eval()))
 
 
 def test_is_the_mean_over_learned_tokens_of_each_example_alone(store) -> None:

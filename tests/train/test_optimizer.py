@@ -7,10 +7,17 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM, Trainer
 
 from danlu.core.errors import ConfigError
-from danlu.train.optimizer import OptimizerConfig, build_optimizer, decay_groups, set_learning_rate
+from danlu.train.optimizer import OptimizerConfig, build_optimizer, parameter_groups, set_learning_rate
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
          "intermediate_size": 24, "vocab_size": 20, "head_dim": 8}
+
+
+def decay_groups(model: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters that decay, and those that do not."""
+    groups = parameter_groups(model, 0.1, {})
+    return [[parameter for group in groups if (group["weight_decay"] > 0) == decays for parameter in group["params"]]
+            for decays in (True, False)]
 
 
 @pytest.mark.parametrize("model", [
@@ -33,8 +40,8 @@ def test_fifty_steps_are_those_of_torch() -> None:
     theirs.load_state_dict(ours.state_dict())
     config = OptimizerConfig(learning_rate=0.01, weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-6)
     optimizer = build_optimizer(ours, config)
-    reference = torch.optim.AdamW([{"params": [theirs.weight], "weight_decay": 0.1},
-                                   {"params": [theirs.bias], "weight_decay": 0.0}],
+    reference = torch.optim.AdamW([{"params": [theirs.weight], "weight_decay": 0.1, "scale": 1.0},
+                                   {"params": [theirs.bias], "weight_decay": 0.0, "scale": 1.0}],
                                   lr=0.01, betas=(0.8, 0.95), eps=1e-6, fused=False, foreach=False)
     for step in range(50):
         rate = 0.01 * (1 - step / 50)

@@ -5,7 +5,8 @@ of examples or of tokens. The last batch of an epoch may be smaller; no example 
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,15 +17,21 @@ from danlu.data.store import ExampleStore
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepBatch:
-    """The examples of one optimizer step. `epoch` counts finished passes after it, as a fraction."""
+    """The examples of one optimizer step. `epoch` counts finished passes after it, as a fraction.
+
+    metrics  what is to be logged about how these examples came about
+    """
 
     epoch: float
     indices: np.ndarray
     examples: list[Example]
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Loader:
     """Global batches of `global_batch_size` examples, or of at most `global_batch_tokens` tokens (or one example)."""
+
+    stride = 1  # a training can be taken up again after every so many steps
 
     def __init__(self, store: ExampleStore, *, seed: int, global_batch_size: int | None = None,
                  global_batch_tokens: int | None = None) -> None:

@@ -16,6 +16,7 @@ The token dtype follows from the vocabulary and every write asserts that it fits
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -154,6 +155,21 @@ class ExampleStore:
         if size != expected:
             raise DataError(f"has {size} bytes instead of {expected}", where=str(path))
         return np.memmap(path, dtype=dtype, mode="r", shape=(count,)) if count else np.zeros(0, dtype)
+
+    def with_column(self, name: str, path: Path) -> "ExampleStore":
+        """The same examples with a column from a file of its own: float32, one value per token of the store."""
+        other = copy(self)
+        column = self._open(str(path.absolute()), "float32", self.num_tokens)
+        other._columns = {**self._columns, name: column}
+        return other
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of all tokens, float32 [num_tokens], stems included."""
+        return self._columns[name]
+
+    def place(self, index: int) -> list[slice]:
+        """Where the stem and the branches of an example lie among the tokens of the store."""
+        return [self._segment(segment) for segment in range(int(self._examples[index]), int(self._examples[index + 1]))]
 
     def _open_ids(self) -> tuple[np.ndarray, np.ndarray]:
         ends = self._open("ids_ends.bin", "int64", len(self))

@@ -1,6 +1,9 @@
 """Fine-tuning methods: all weights, or low-rank adapters (LoRA, arXiv:2106.09685, through peft)."""
 
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -11,6 +14,8 @@ from danlu.core.config import Config
 from danlu.core.errors import ConfigError, nearest
 from danlu.models.attention import leave_packed
 
+TRAINED, REFERENCE = "default", "reference"  # names of adapters
+
 
 class AdapterConfig(Config):
     """Which weights are trained."""
@@ -20,27 +25,41 @@ class AdapterConfig(Config):
     lora_alpha: int | None = Field(None, ge=1, description="scale of the adapters; default: twice the rank")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the adapters")
     lora_target: str | list[str] = Field("all", description="names of linear layers, or `all` but the head")
+    adapter_name_or_path: str | None = Field(
+        None, description="a step that trained adapters of this model, or their folder: go on from them")
 
     @model_validator(mode="after")
     def _adapters_are_trained(self) -> "AdapterConfig":
         unread = sorted(name for name in self.model_fields_set if name.startswith("lora_"))
         if unread and self.finetuning_type != "lora":
             raise ValueError(f"{unread[0]} is read with finetuning_type: lora only")
+        if self.adapter_name_or_path is not None and self.finetuning_type != "lora":
+            raise ValueError("adapter_name_or_path is read with finetuning_type: lora only")
+        if self.adapter_name_or_path is not None and unread:
+            raise ValueError(f"{unread[0]} is settled by the adapters in adapter_name_or_path")
         return self
 
 
-def add_adapters(lm: PreTrainedModel, config: AdapterConfig, seed: int) -> nn.Module:
-    """Puts fresh LoRA adapters into the model, in place, and freezes the rest. Returns peft's wrapper.
+def add_adapters(lm: PreTrainedModel, config: AdapterConfig, seed: int, *, adapter: Path | None = None,
+                 head: str | None = None) -> nn.Module:
+    """Puts LoRA adapters into the model, in place, and freezes the rest. Returns peft's wrapper.
 
-    The adapters start from a generator keyed by the seed. Raises ConfigError for a target that names no linear layer.
+    Fresh adapters start from a generator keyed by the seed; `adapter` is a folder of trained ones to go on from. `head`
+    names a classifier's own head, which is trained whole. Raises ConfigError for a target that names no linear layer, and
+    for adapters of another model.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
 
+    if adapter is not None:
+        try:
+            return PeftModel.from_pretrained(lm, str(adapter), is_trainable=True)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ConfigError(f"these adapters do not fit the model: {str(error).splitlines()[0]}", where=str(adapter),
+                              hint="Name the model that they were trained on.") from None
     linear = {name.rsplit(".", 1)[-1] for name, module in lm.named_modules() if type(module).__name__ in
               ("Linear", "Conv1D")}
-    head = next((name.rsplit(".", 1)[-1] for name, module in lm.named_modules()
-                 if module is lm.get_output_embeddings()), None)
-    linear.discard(str(head))
+    output = head or next((name for name, module in lm.named_modules() if module is lm.get_output_embeddings()), "")
+    linear.discard(output.rsplit(".", 1)[-1])
     targets = sorted(linear) if config.lora_target == "all" else (
         [config.lora_target] if isinstance(config.lora_target, str) else list(config.lora_target))
     for target in targets:
@@ -52,7 +71,34 @@ def add_adapters(lm: PreTrainedModel, config: AdapterConfig, seed: int) -> nn.Mo
         torch.manual_seed(seed)
         return get_peft_model(lm, LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha or 2 * config.lora_rank,
                                              lora_dropout=config.lora_dropout, target_modules=targets,
-                                             task_type="CAUSAL_LM"))
+                                             modules_to_save=None if head is None else [head],
+                                             task_type="CAUSAL_LM" if head is None else "SEQ_CLS"))
+
+
+def add_reference(adapted: nn.Module, adapter: Path) -> None:
+    """Loads trained adapters a second time, frozen, under the name `reference`."""
+    adapted.load_adapter(str(adapter), REFERENCE)  # type: ignore[operator]  # peft's, known as a Module
+
+
+@contextmanager
+def reference_adapter(adapted: nn.Module, frozen: bool) -> Iterator[None]:
+    """The model as it was before training: with the frozen adapters that `add_reference` loaded, or with none."""
+    peft: Any = adapted
+    if not frozen:
+        with peft.disable_adapter():
+            yield
+        return
+    peft.set_adapter(REFERENCE)
+    try:
+        yield
+    finally:
+        peft.set_adapter(TRAINED)
+
+
+def save_adapters(adapted: nn.Module, folder: Path) -> None:
+    """Writes the trained adapters as peft opens them."""
+    adapted.save_pretrained(str(folder), selected_adapters=[TRAINED])  # type: ignore[operator]  # as above
+    (folder / "README.md").unlink(missing_ok=True)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The vocabulary head, computed for sites only, in row chunks, with its gradients in the same pass where possible.
 
 log p(y) = z_y − logsumexp(z), z = f(h·Wᵀ + b), where f is the identity for most models, a scale (Granite, Cohere) or a
-soft cap c·tanh(z/c) (Gemma 2). Two ways in:
+soft cap c·tanh(z/c) (Gemma 2), and for a policy that samples with a temperature a division by it. Two ways in:
 
 - `weighted_sum`: Σ c_s·log p(y_s) with coefficients known beforehand, as in language modelling. The gradients are
   computed in the forward pass while a chunk's probabilities are at hand: 6·S·V·D operations, and no logits are kept.
@@ -30,6 +30,7 @@ class Shape:
 
     scale: float = 1.0
     softcap: float | None = None
+    temperature: float = 1.0  # of a policy that samples with it: its log-probabilities are those of z / temperature
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +92,7 @@ class _Pass:
             at_y = torch.ones_like(logp[part]) if slope is None else slope.gather(1, y[:, None])[:, 0]
             if slope is not None:
                 p.mul_(slope)
-            c = (c_S[part].to(wide) * self.shape.scale)[:, None].to(h_SD.dtype)
+            c = (c_S[part].to(wide) * (self.shape.scale / self.shape.temperature))[:, None].to(h_SD.dtype)
             own = at_y[:, None].to(h_SD.dtype) * c
             p = p.to(h_SD.dtype)
             grad_h[part] = own * weight[y] - c * (p @ weight)
@@ -117,6 +118,8 @@ class _Pass:
             tanh = torch.tanh(z.div_(self.shape.softcap))
             slope = 1 - tanh.square()
             torch.mul(tanh, self.shape.softcap, out=z)
+        if self.shape.temperature != 1.0:
+            z.div_(self.shape.temperature)
         target = z.gather(1, y[:, None])[:, 0]
         highest = z.amax(1)
         torch.softmax(z, 1, out=z)

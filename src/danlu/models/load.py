@@ -22,9 +22,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from danlu.core.errors import ConfigError, DataError, nearest
 from danlu.core.examples import Branch, Example
 from danlu.models import attention
-from danlu.models.adapters import AdapterConfig, add_adapters, merge
+from danlu.models.adapters import AdapterConfig, add_adapters, merge, save_adapters
 from danlu.models.generate import evaluating, stop_ids_of
-from danlu.models.root import Root, check_head
+from danlu.models.root import Root, Trunk, check_head
 from danlu.tokens.codec import num_ids
 
 transformers_logging.disable_progress_bar()  # danlu has its own
@@ -48,7 +48,7 @@ class Loaded:
         return self.root.lm
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The telling line of somebody else's error: the last one where a heading stands first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if isinstance(error, StrictDataclassError) else lines[0]) if lines else type(error).__name__
@@ -59,7 +59,7 @@ def load_config(source: str | Path) -> Any:
     try:
         return AutoConfig.from_pretrained(str(source))
     except UNREADABLE as error:
-        raise ConfigError(f"no model could be opened: {_reason(error)}", where=str(source)) from None
+        raise ConfigError(f"no model could be opened: {reason_of(error)}", where=str(source)) from None
 
 
 def load_tokenizer(source: str | Path) -> Any:
@@ -67,19 +67,21 @@ def load_tokenizer(source: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(source))
     except UNREADABLE as error:
-        raise ConfigError(f"no tokenizer could be opened: {_reason(error)}", where=str(source)) from None
+        raise ConfigError(f"no tokenizer could be opened: {reason_of(error)}", where=str(source)) from None
 
 
 def load_model(source: str | Path, *, tokenizer: Any | None = None, device: torch.device | str = "cpu",
-               dtype: torch.dtype = torch.float32, adapters: AdapterConfig | None = None, seed: int = 0) -> Loaded:
+               dtype: torch.dtype = torch.float32, adapters: AdapterConfig | None = None,
+               adapter: Path | None = None, seed: int = 0) -> Loaded:
     """Opens a checkpoint (folder or hub id) in `dtype`, probed; with adapters where asked.
 
     tokenizer  one that is open already; default: the checkpoint's own
+    adapter    the folder of a trained adapter to go on from; default: a fresh one
     """
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, output_loading_info=True)
     except (*UNREADABLE, RuntimeError) as error:
-        raise ConfigError(f"no causal language model could be opened: {_reason(error)}", where=str(source)) from None
+        raise ConfigError(f"no causal language model could be opened: {reason_of(error)}", where=str(source)) from None
     lm, info = opened
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -87,7 +89,7 @@ def load_model(source: str | Path, *, tokenizer: Any | None = None, device: torc
                           + (f" and {len(missing) - 1} more" if len(missing) > 1 else "") +
                           "; random ones would have taken their place", where=str(source),
                           hint="Is the download complete, and was the model saved with its head?")
-    return _ready(lm, tokenizer or load_tokenizer(source), device, adapters, seed)
+    return _ready(lm, tokenizer or load_tokenizer(source), device, adapters, seed, adapter)
 
 
 def new_model(architecture: Mapping[str, Any], tokenizer: Any, *, device: torch.device | str = "cpu",
@@ -128,28 +130,32 @@ def new_config(architecture: Mapping[str, Any], tokenizer: Any | None, vocab_siz
     try:
         return AutoConfig.for_model(model_type, **{**own, **keys})
     except (StrictDataclassError, ValueError, TypeError) as error:
-        raise ConfigError(f"a {model_type} model cannot be built so: {_reason(error)}", key="model") from None
+        raise ConfigError(f"a {model_type} model cannot be built so: {reason_of(error)}", key="model") from None
 
 
 def _ready(lm: PreTrainedModel, tokenizer: Any, device: torch.device | str, adapters: AdapterConfig | None,
-           seed: int) -> Loaded:
+           seed: int, adapter: Path | None = None) -> Loaded:
     check_vocabulary(lm.config, tokenizer)
     lm.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
     adapted = None
     if adapters is not None and adapters.finetuning_type == "lora":
-        adapted = add_adapters(lm, adapters, seed)
+        adapted = add_adapters(lm, adapters, seed, adapter=adapter)
     root = Root(lm)
     check_head(root)
-    loaded = Loaded(root, tokenizer, adapted)
+    return Loaded(root, tokenizer, adapted, pack_if_possible(root))
+
+
+def pack_if_possible(root: Trunk) -> list[str]:
+    """Switches the model to packed attention, or to padded rows; what there is to say about it."""
     reason = why_not_packed(root)
-    if reason:
-        root.packs = False
-        loaded.notes.append(f"{type(lm).__name__} cannot be packed ({reason}): one padded row per sequence is used")
-    return loaded
+    if not reason:
+        return []
+    root.packs = False
+    return [f"{type(root.lm).__name__} cannot be packed ({reason}): one padded row per sequence is used"]
 
 
 @torch.no_grad()
-def why_not_packed(root: Root) -> str | None:
+def why_not_packed(root: Trunk) -> str | None:
     """None where this checkpoint gives the same hidden states packed as alone, else the reason; sets its attention."""
     lm = root.lm
     kind = (lm.config.to_dict().get("rope_parameters") or {}).get("rope_type", "default")
@@ -185,12 +191,13 @@ def _distance(left: Tensor, right: Tensor) -> float:
     return float((left - right).abs().max() / right.abs().max().clamp(min=1e-6))
 
 
-def check_length(config: Any, cutoff_len: int) -> None:
-    """Raises ConfigError where rows of `cutoff_len` tokens are longer than the model's positions."""
+def check_length(config: Any, cutoff_len: int, max_new_tokens: int = 0) -> None:
+    """Raises ConfigError where rows of `cutoff_len` tokens (and an answer to them) are longer than the model's positions."""
     limit = config.to_dict().get("max_position_embeddings") or config.to_dict().get("n_positions")
-    if limit and cutoff_len > limit:
-        raise ConfigError(f"cutoff_len is {cutoff_len}, but the model has positions for {limit} tokens only",
-                          key="cutoff_len", hint=f"Set cutoff_len to {limit} or less.")
+    if limit and cutoff_len + max_new_tokens > limit:
+        more = f" and max_new_tokens {max_new_tokens}" if max_new_tokens else ""
+        raise ConfigError(f"cutoff_len is {cutoff_len}{more}, but the model has positions for {limit} tokens only",
+                          key="cutoff_len", hint=f"Set cutoff_len to {limit - max_new_tokens} or less.")
 
 
 def check_vocabulary(config: Any, tokenizer: Any) -> None:
@@ -209,8 +216,7 @@ def save_model(loaded: Loaded, folder: Path, stop_ids: list[int]) -> None:
     lm = loaded.lm
     with torch.no_grad():
         if loaded.adapted is not None:
-            loaded.adapted.save_pretrained(str(folder / "adapter"))  # type: ignore[operator]  # peft's, known as a Module
-            (folder / "adapter" / "README.md").unlink(missing_ok=True)
+            save_adapters(loaded.adapted, folder / "adapter")
             ids = loaded.tokenizer("danlu 丹炉: 1, 2, 3.", add_special_tokens=False)["input_ids"]
             lm = merge(loaded.adapted, lm, torch.tensor([ids], device=lm.device))
     tokenizer = loaded.tokenizer

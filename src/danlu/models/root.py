@@ -5,6 +5,7 @@ and nowhere else. The trunk is any transformers causal language model's base mod
 
     reading = root(batch, coefficients_S=objective.coefficients(batch))     # training: reading.total carries the graph
     reading = root(batch)                                                   # scoring: reading.logprobs_S
+    reading = ScoreRoot(lm)(batch)                                          # a reward model: reading.scores_N
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from danlu.core.errors import ConfigError
 from danlu.data.batch import Batch
 from danlu.models import head
+from danlu.models.attention import leave_packed
 from danlu.models.generate import evaluating
 
 
@@ -35,16 +37,34 @@ class SiteReading:
     argmax_S: Tensor | None = None
 
 
-class Root(nn.Module):
-    """A causal language model with its head read at sites only. `packs` says whether batches come packed or padded."""
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreReading:
+    """What a scalar head read.
 
-    def __init__(self, lm: PreTrainedModel, *, packs: bool = True) -> None:
+    scores_N  one number per branch, at its last token
+    values_S  one number per site, at the token before the target: the value of the state in which it was chosen
+    """
+
+    scores_N: Tensor
+    values_S: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ActorCriticReading:
+    """What a policy and its critic read at the sites, both differentiable."""
+
+    logprobs_S: Tensor
+    values_S: Tensor
+
+
+class Trunk(nn.Module):
+    """A transformers model whose hidden states are read. `packs` says whether batches come packed or padded."""
+
+    def __init__(self, lm: PreTrainedModel, packs: bool = True) -> None:
         super().__init__()
         self.lm = lm
         self.packs = packs
-        self.shape = head_shape(lm)
         self.autocast: torch.dtype | None = None  # the precision of the arithmetic, where it is not that of the weights
-        self._workspace = head.Workspace()
 
     def batch(self, examples: list) -> Batch:
         """The examples in the form that this model takes."""
@@ -57,13 +77,21 @@ class Root(nn.Module):
             inputs |= {"position_ids": batch.position_ids_BT, "layout": batch.layout}
         else:
             inputs |= {"attention_mask": batch.attention_mask_BT}
-        return self.lm.base_model(**inputs).last_hidden_state.flatten(0, 1)
+        with torch.autocast(batch.input_ids_BT.device.type, self.autocast, enabled=self.autocast is not None):
+            return self.lm.base_model(**inputs).last_hidden_state.flatten(0, 1)
+
+
+class Root(Trunk):
+    """A causal language model with its head read at sites only."""
+
+    def __init__(self, lm: PreTrainedModel, *, packs: bool = True) -> None:
+        super().__init__(lm, packs)
+        self.shape = head_shape(lm)
+        self._workspace = head.Workspace()
 
     def forward(self, batch: Batch, coefficients_S: Tensor | None = None, statistics: bool = False) -> SiteReading:
         """Reads the batch's sites. `coefficients_S` asks for Σ c·logp in one pass, `statistics` for entropy and arg max."""
-        with torch.autocast(batch.input_ids_BT.device.type, self.autocast, enabled=self.autocast is not None):
-            hidden = self.hidden(batch)
-        site_SD = hidden.index_select(0, batch.site_index_S)
+        site_SD = self.hidden(batch).index_select(0, batch.site_index_S)
         if self.autocast is not None:
             site_SD = site_SD.to(self.autocast)  # the head's products too; its softmax and sums stay in float32
         output = self.lm.get_output_embeddings()
@@ -73,6 +101,53 @@ class Root(nn.Module):
             return SiteReading(found.logprobs_S, None, found.entropy_S, found.argmax_S)
         total, logprobs_S = head.weighted_sum(site_SD, output.weight, batch.site_target_S, coefficients_S, **options)
         return SiteReading(logprobs_S, total)
+
+
+class ScoreRoot(Trunk):
+    """A causal trunk with a head of one number: a reward model, or a critic."""
+
+    def __init__(self, lm: PreTrainedModel, *, packs: bool = True) -> None:
+        super().__init__(lm, packs)
+        self.name_of_head = scalar_head(lm)
+
+    def forward(self, batch: Batch, coefficients_S: Tensor | None = None) -> ScoreReading:
+        """Reads the ends of the branches and the sites, in the precision of the head's weights."""
+        assert coefficients_S is None, "no coefficient is known before the scores are"
+        linear = self.lm.get_submodule(self.name_of_head)
+        read_XD = self.hidden(batch).index_select(0, torch.cat([batch.end_index_N, batch.site_index_S]))
+        found_X = linear(read_XD.to(next(linear.parameters()).dtype))[:, 0]
+        scores_N, values_S = found_X.split([len(batch.end_index_N), len(batch.site_index_S)])
+        return ScoreReading(scores_N, values_S)
+
+
+class ActorCritic(nn.Module):
+    """A policy and its critic, trained together; where one of them cannot be packed, both get padded rows."""
+
+    def __init__(self, policy: Root, critic: ScoreRoot) -> None:
+        super().__init__()
+        self.policy, self.critic = policy, critic
+        self.packs = policy.packs and critic.packs
+        for part in () if self.packs else (policy, critic):
+            leave_packed(part.lm)
+            part.packs = False
+
+    def batch(self, examples: list) -> Batch:
+        """The examples in the form that both models take."""
+        return self.policy.batch(examples)
+
+    def forward(self, batch: Batch, coefficients_S: Tensor | None = None) -> ActorCriticReading:
+        """Log-probabilities and values at the same sites."""
+        return ActorCriticReading(self.policy(batch, coefficients_S).logprobs_S, self.critic(batch).values_S)
+
+
+def scalar_head(lm: PreTrainedModel) -> str:
+    """The name of the one linear layer with one output outside the trunk. Raises ConfigError where there is none."""
+    inside = {id(module) for module in lm.base_model.modules()}
+    found = [name for name, module in lm.named_modules()
+             if isinstance(module, nn.Linear) and module.out_features == 1 and id(module) not in inside]
+    if len(found) != 1:
+        raise ConfigError(f"{type(lm).__name__} has no head of one number")
+    return found[0]
 
 
 def head_shape(lm: PreTrainedModel) -> head.Shape:

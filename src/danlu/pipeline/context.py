@@ -57,7 +57,7 @@ class Reference:
     @property
     def is_data(self) -> bool:
         """Whether rows are read from it, not a model or a tokenizer."""
-        return not {"model", "tokenizer"} & set(self.kinds)
+        return not {"model", "reward_model", "tokenizer"} & set(self.kinds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,15 @@ from danlu.core.config import Config
 from danlu.core.errors import DataError
 from danlu.core.examples import Example
 from danlu.core.ledger import Ledger
-from danlu.core.records import Dialogue, Document
+from danlu.core.records import Dialogue, Document, Preference, Prompt
 from danlu.data.store import ExampleStore, write_examples
 from danlu.pipeline.context import DOCSTRINGS, FILES, STEP, TASK, Context
+from danlu.text.formats import size_of
 from danlu.tokens.codec import identity, num_ids
 
 SCHEMA = 2
-Record = Document | Dialogue
-R = TypeVar("R", Document, Dialogue)
+Record = Document | Dialogue | Preference | Prompt
+R = TypeVar("R", Document, Dialogue, Preference, Prompt)
 HASH_RANGE = 1 << 32
 
 
@@ -70,11 +71,12 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The opened examples; `held_out` is None where nothing is."""
+    """The opened examples; `held_out` is None where nothing is. `reference` names the folder of a reference's column."""
 
     artifact: Artifact
     train: ExampleStore
     held_out: ExampleStore | None
+    reference: str = ""
 
 
 def prepare(context: Context, recipe: Recipe) -> Prepared:
@@ -156,7 +158,8 @@ def _watched(examples: Iterator[Example], bar: Any) -> Iterator[Example]:
 
 
 def split_by_hash(records: Iterable[R], share: float, ledger: Ledger) -> tuple[Iterable[R], list[R]]:
-    """(training records, held-out records): a record's content decides, so equal records stay on one side."""
+    """(training records, held-out records): a record's content decides (of a preference its prompt), so that equal ones
+    stay on one side."""
     if share == 0:
         return records, []
     held_out: list[R] = []
@@ -164,7 +167,7 @@ def split_by_hash(records: Iterable[R], share: float, ledger: Ledger) -> tuple[I
 
     def train() -> Iterator[R]:
         for record in records:
-            size = _size(record)
+            size = record_bytes(record)
             station.take(rows=1, bytes=size)
             content = record.text if isinstance(record, Document) else repr(record.messages)
             if int.from_bytes(hashlib.blake2b(content.encode(), digest_size=4).digest(), "big") < share * HASH_RANGE:
@@ -177,9 +180,9 @@ def split_by_hash(records: Iterable[R], share: float, ledger: Ledger) -> tuple[I
     return train(), held_out
 
 
-def _size(record: Record) -> int:
-    texts = [record.text] if isinstance(record, Document) else [message.content for message in record.messages]
-    return sum(len(text.encode()) for text in texts)
+def record_bytes(record: Record) -> int:
+    """Bytes of what a record says."""
+    return len(record.text.encode()) if isinstance(record, Document) else size_of(record)
 
 
 def first(records: Iterable[R], count: int | None, ledger: Ledger, name: str) -> Iterator[R]:
@@ -189,7 +192,7 @@ def first(records: Iterable[R], count: int | None, ledger: Ledger, name: str) ->
         return
     station = ledger.station(f"max_samples:{name}")
     for number, record in enumerate(records):
-        size = _size(record)
+        size = record_bytes(record)
         station.take(rows=1, bytes=size)
         if number < count:
             station.give(rows=1, bytes=size)

@@ -7,6 +7,7 @@
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from danlu.pipeline.recipe import Recipe, load_stage
 from danlu.pipeline.yaml_source import Source, read_source
 
 # Under which heading a setting is written; what is not named here is about training.
-MODEL_KEYS = ("model", "tokenizer", "finetuning_type")
+MODEL_KEYS = ("model", "reward_model", "ref_model", "tokenizer", "finetuning_type", "adapter_name_or_path")
 DATA_KEYS = ("dataset", "eval_dataset", "val_size", "cutoff_len", "max_samples", "category", "document", "text_field",
              "overlong", "learn", "strict")
 PLAIN = re.compile(r"[\w./~-]+")
@@ -30,17 +31,21 @@ def default_name(datasets: list[str]) -> str:
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "run"
 
 
-def write_recipe(stage: str, runs: str | Path, name: str, model: str, datasets: list[str],
+def write_recipe(stage: str, runs: str | Path, name: str, models: Mapping[str, str], datasets: list[str],
                  options: list[str]) -> tuple[Path, Recipe]:
     """Writes `runs/<name>/recipe.yaml`, the first of several processes alone. Returns its path and the recipe.
+
+    models  the settings that name models (`model`, `reward_model`), each given by an option of that name
 
     Raises ConfigError, naming the option, for whatever a recipe could not say.
     """
     step = ("steps", stage)
     cls = load_stage(stage).Settings
-    own: dict[str, Any] = {"stage": stage, "model": model, "dataset": list(datasets)}
+    own: dict[str, Any] = {"stage": stage, **models, "dataset": list(datasets)}
     source = Source("the command line", {"name": name, "steps": {stage: own}})
-    source.places = {(): "the command line", (*step, "model"): f"--model {model}"}
+    source.places = {(): "the command line"}
+    for key, model in models.items():
+        source.places[(*step, key)] = f"--{key.replace('_', '-')} {model}"
     for index, dataset in enumerate(datasets):
         source.places[(*step, "dataset", index)] = f"--dataset {dataset}"
     for option in options:

@@ -31,7 +31,7 @@ STEP_NAME = re.compile(r"[a-z0-9_-]+")
 RECIPE_NAME = re.compile(r"\w[\w.-]*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 TOP_KEYS = ("name", "seed", "steps")
-STEP_KINDS = ("corpus", "tokenizer", "model", "report")
+STEP_KINDS = ("corpus", "tokenizer", "model", "reward_model", "report")
 CURRENT = "current"  # the file in a step's folder that names the artifact which the recipe now means
 
 

@@ -1,9 +1,10 @@
-"""What pre-training and fine-tuning share: the settings of the machine, the training itself, the forecast."""
+"""What all stages that train share: the settings of the machine, the training itself, the forecast."""
 
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,8 +18,9 @@ from danlu.pipeline.context import TASK, Amount, Context, Forecast, Input
 from danlu.pipeline.examples import DataConfig, Prepared
 
 if TYPE_CHECKING:
-    from danlu.models.load import Loaded
     from danlu.train.parallel import World
+    from danlu.train.step import Objective
+    from danlu.train.trainer import Batches, Trainer
 
 PEAK_TRIALS = 3
 ASSUMED_EFFICIENCY = 0.55  # of the machine's matrix product, for whole training steps of small models
@@ -41,65 +43,109 @@ def check_evaluation(settings: Any, held_out: bool) -> None:
                           hint="Set eval_dataset, or val_size to hold out a share.")
 
 
-def run_training(context: Context, settings: Any, prepared: Prepared, load: "Callable[[], Loaded]",
-                 stop_ids: list[int]) -> dict[str, Any]:
+def run_training(context: Context, settings: Any, prepared: Prepared, load: "Callable[[], Any]",
+                 save: "Callable[[Any, Path], None]", *, objective: "Objective | None" = None,
+                 attach: "Callable[[Prepared, Compute, Any], Prepared] | None" = None) -> dict[str, Any]:
     """Trains a model on prepared examples, writes it into the work folder and returns the metrics.
 
-    `load` opens the model as it is before training; with several processes it is called again to save the result whole.
+    load       opens the model as it is before training; with several processes it is called again to save it whole
+    save       writes what `load` gave, trained, into a folder
+    objective  default: language modelling
+    attach     adds columns that the model itself provides before it is trained
     """
-    import torch
-
     from danlu.data.loader import Loader
-    from danlu.models.load import check_length, save_model
     from danlu.objectives.language import Language
     from danlu.train.evaluate import held_out_loss
-    from danlu.train.parallel import World, shard
-    from danlu.train.trainer import DEFAULT_MICRO_BATCH_TOKENS, Trainer
+    from danlu.train.parallel import shard
 
-    world = World.current(None if settings.device == "auto" else settings.device)
-    precision = settings.precision
-    if precision == "auto":
-        precision = "bf16" if world.device.type == "cuda" else "float32"
-    loaded = load()
-    check_length(loaded.lm.config, settings.cutoff_len)
+    compute = Compute.of(settings)
+    loaded = compute.ready(load(), settings, context)
+    root = shard(loaded.root, compute.world)
     context.keep.mkdir(parents=True, exist_ok=True)
-    if precision == "bf16":
-        loaded.root.autocast = torch.bfloat16
-    if settings.gradient_checkpointing:
-        loaded.lm.gradient_checkpointing_enable()
-    for note in loaded.notes:
-        context.console.print(note, markup=False)
+    if attach is not None:
+        prepared = attach(prepared, compute, root)
+    objective = objective or Language()
     evaluate = None
     if prepared.held_out is not None:
-        tokens = settings.micro_batch_tokens or DEFAULT_MICRO_BATCH_TOKENS[world.device.type]
-        evaluate = held_out_loss(prepared.held_out, world, tokens)
-    trainer = Trainer(shard(loaded.root, world), Language(),
-                      Loader(prepared.train, seed=context.seed, **settings.batch_size()), settings, context.keep, world,
-                      context.seed, digest([context.fingerprint, precision]), evaluate=evaluate, say=context.console.print)
-    last = None
+        evaluate = held_out_loss(prepared.held_out, objective, compute.world, compute.micro_batch_tokens)
+    loader = Loader(prepared.train, seed=context.seed, **settings.batch_size())
+    trainer = train(context, settings, compute, root, objective, loader, evaluate)
+    whole = loaded if compute.world.size == 1 else _gathered(loaded, load, compute.world)
+    if whole is not None:
+        finish(context, trainer, prepared, lambda folder: save(whole, folder))
+    return metrics_of(context, prepared, trainer, compute) if compute.world.is_main else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Where and how precisely a step computes: its processes, its precision, and how many tokens at once."""
+
+    world: "World"
+    precision: str
+    micro_batch_tokens: int
+
+    @classmethod
+    def of(cls, settings: Any, alone: bool = False) -> "Compute":
+        """What the settings say, with everything `auto` decided. `alone`: this process, however many there are."""
+        import torch
+
+        from danlu.train.parallel import World, device_kind
+        from danlu.train.trainer import DEFAULT_MICRO_BATCH_TOKENS
+
+        wanted = None if settings.device == "auto" else settings.device
+        world = World(device=torch.device(device_kind(wanted))) if alone else World.current(wanted)
+        precision = settings.precision
+        if precision == "auto":
+            precision = "bf16" if world.device.type == "cuda" else "float32"
+        return cls(world, precision, settings.micro_batch_tokens or DEFAULT_MICRO_BATCH_TOKENS[world.device.type])
+
+    def ready(self, loaded: Any, settings: Any, context: Context, max_new_tokens: int = 0) -> Any:
+        """A loaded model in this precision; what was found out about it is printed."""
+        import torch
+
+        from danlu.models.load import check_length
+
+        check_length(loaded.lm.config, settings.cutoff_len, max_new_tokens)
+        if self.precision == "bf16":
+            loaded.root.autocast = torch.bfloat16
+        if settings.gradient_checkpointing:
+            loaded.lm.gradient_checkpointing_enable()
+        for note in loaded.notes:
+            context.console.print(note, markup=False)
+        return loaded
+
+
+def train(context: Context, settings: Any, compute: Compute, root: Any, objective: "Objective", loader: "Batches",
+          evaluate: "Callable[[Any], Mapping[str, float]] | None", rate_scales: Mapping[str, float] = {}) -> "Trainer":
+    """Runs the trainer to its end under a progress bar."""
+    from danlu.train.trainer import Trainer
+
+    context.keep.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(root, objective, loader, settings, context.keep, compute.world, context.seed,
+                      digest([context.fingerprint, compute.precision]), evaluate=evaluate, say=context.console.print,
+                      rate_scales=rate_scales)
     with context.progress(f"training {context.step}", total=trainer.total_steps) as bar:
         for last in trainer.fit():
             bar.update(last.step, loss=last.loss, tokens_per_second=last.num_tokens / max(last.seconds, 1e-9))
-    whole = loaded if world.size == 1 else _gathered(loaded, load, world)
-    if whole is not None:
-        if trainer.state.num_skipped == trainer.state.step:
-            raise DataError("no step of this training had a finite loss and gradient; nothing was learned or saved",
-                            hint="Lower learning_rate, or look at the data with `danlu inspect`.")
-        fresh_folder(context.work)  # without what an interrupted saving left
-        save_model(whole, context.work, stop_ids)
-        for name in ("trainer_log.jsonl", "timings.jsonl", "training_loss.png"):
-            if (context.keep / name).exists():
-                shutil.copyfile(context.keep / name, context.work / name)
-        for name in ("ledger.json", "quarantine.jsonl"):
-            if (prepared.artifact.folder / name).exists():
-                shutil.copyfile(prepared.artifact.folder / name, context.work / name)
-    if not world.is_main:
-        return {}
-    machine = {"device": world.device.type, "precision": precision, "processes": world.size}
-    return _metrics(context.work, prepared, trainer.state, settings.load_best_model_at_end) | machine
+    return trainer
 
 
-def _gathered(loaded: "Loaded", load: "Callable[[], Loaded]", world: "World") -> "Loaded | None":
+def finish(context: Context, trainer: "Trainer", prepared: Prepared, save: "Callable[[Path], None]") -> None:
+    """Writes the work folder: the trained model, its log and curve, and the ledger of its examples."""
+    if trainer.state.num_skipped == trainer.state.step:
+        raise DataError("no step of this training had a finite loss and gradient; nothing was learned or saved",
+                        hint="Lower learning_rate, or look at the data with `danlu inspect`.")
+    fresh_folder(context.work)  # without what an interrupted saving left
+    save(context.work)
+    for name in ("trainer_log.jsonl", "timings.jsonl", "training_loss.png"):
+        if (context.keep / name).exists():
+            shutil.copyfile(context.keep / name, context.work / name)
+    for name in ("ledger.json", "quarantine.jsonl"):
+        if (prepared.artifact.folder / name).exists():
+            shutil.copyfile(prepared.artifact.folder / name, context.work / name)
+
+
+def _gathered(loaded: Any, load: "Callable[[], Any]", world: "World") -> Any | None:
     """The trained model in one piece: for the main process, or None on the others."""
     from torch.distributed.tensor import DTensor
 
@@ -114,17 +160,24 @@ def _gathered(loaded: "Loaded", load: "Callable[[], Loaded]", world: "World") ->
     return whole
 
 
-def _metrics(work: Path, prepared: Prepared, state: Any, best: bool) -> dict[str, Any]:
-    lines = [json.loads(line) for line in (work / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()]
+def metrics_of(context: Context, prepared: Prepared, trainer: "Trainer", compute: Compute) -> dict[str, Any]:
+    """What the manifest says of a training: how much, from which loss to which, and on what machine."""
+    text = (context.work / "trainer_log.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
     losses = [line["loss"] for line in lines if line.get("loss") is not None]
     evals = [line["eval_loss"] for line in lines if line.get("eval_loss") is not None]
+    state = trainer.state
     metrics = {"steps": state.step, "tokens": state.num_input_tokens_seen, "train_loss": losses[-1],
                "num_examples": len(prepared.train), "num_targets": prepared.train.num_targets,
                "examples": prepared.artifact.folder.name, "skipped_steps": state.num_skipped}
+    if prepared.reference:
+        metrics["reference"] = prepared.reference
     if evals:  # of the saved weights, which may be those of an earlier step
-        found = state.best_metric if best and state.best_metric is not None else evals[-1]
-        metrics |= {"eval_loss_before": evals[0], "eval_loss": found, "best_eval_loss": min(evals[1:], default=evals[0])}
-    return metrics
+        best = trainer.settings.load_best_model_at_end and state.best_metric is not None
+        metrics |= {"eval_loss_before": evals[0], "eval_loss": state.best_metric if best else evals[-1],
+                    "best_eval_loss": min(evals[1:], default=evals[0])}
+    return metrics | {"device": compute.world.device.type, "precision": compute.precision,
+                      "processes": compute.world.size}
 
 
 def all_texts(settings: DataConfig) -> Iterable[tuple[tuple[str | int, ...], str]]:
@@ -177,22 +230,6 @@ def forecast_training(settings: Any, inputs: Mapping[str, Input], config: Any, *
     seconds = Amount(flops / (machine_flops() * ASSUMED_EFFICIENCY), False) if kind == "cpu" else None
     return Forecast(Amount(trained, False), Amount(steps, exact), Amount(flops, False), Amount(memory, False), seconds,
                     notes, {"parameters": size.parameters, "config": config})
-
-
-def model_config(settings: Any, inputs: Mapping[str, Input]) -> Any:
-    """The config of the model that a step trains; None while it is not known (its step or tokenizer has not run)."""
-    from danlu.models.load import load_config, load_tokenizer, new_config
-
-    if isinstance(settings.model, dict):
-        item = inputs[settings.tokenizer]
-        if item.folder is not None:
-            return new_config(settings.model, load_tokenizer(item.folder))
-        size = item.forecast.facts.get("vocab_size") if item.forecast else None
-        return None if size is None else new_config(settings.model, None, int(size))
-    item = inputs[settings.model]
-    if item.folder is not None:
-        return load_config(item.folder)
-    return item.forecast.facts.get("config") if item.forecast else None
 
 
 def machine_flops() -> float:

@@ -17,7 +17,7 @@ from danlu.core.artifact import MANIFEST, is_artifact, open_artifact, read_manif
 from danlu.core.errors import ConfigError, DataError
 from danlu.pipeline.recipe import CURRENT
 
-SHORT_NAME = re.compile(r"(examples-)?[0-9a-f]{8}")  # a step's artifacts, and the examples that it trained on
+SHORT_NAME = re.compile(r"((examples|reference)-)?[0-9a-f]{8}")  # a step's artifacts, and what they were trained on
 WORK = ".work-"
 REMOVING = ".removing-"
 
@@ -104,8 +104,8 @@ def leftovers(folder: Path) -> list[Leftover]:
             elif path.name.startswith(REMOVING):
                 found.append(Leftover(path, "was being removed", _size(path)))
             elif SHORT_NAME.fullmatch(path.name) and path.name not in meant and is_artifact(path):
-                examples = path.name.startswith("examples-")
-                why = "no finished step was trained on them" if examples else "the recipe now means another"
+                beside = path.name.startswith(("examples-", "reference-"))
+                why = "no finished step was trained on this" if beside else "the recipe now means another"
                 found.append(Leftover(path, why, _size(path)))
     return found
 
@@ -117,7 +117,7 @@ def _meant(step: Path) -> set[str]:
         return set()
     name = pointer.read_text(encoding="utf-8").strip()
     metrics = read_manifest(step / name)["metrics"] if (step / name / MANIFEST).is_file() else {}
-    return {name, str(metrics.get("examples", ""))}
+    return {name, str(metrics.get("examples", "")), str(metrics.get("reference", ""))}
 
 
 def run_of(folder: Path) -> Path:

@@ -6,11 +6,13 @@
     {"prompt": "…", "query": "…", "response": "…" or ["…", …], "history": [["…", "…"]], "system": "…"}
 
 `read_dialogues` reads files of such rows, and YAML files of `conversations:` (lists of turns, the user's first).
+`read_records` is the reading itself, whatever the rows become; `preferences` reads by it too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -18,16 +20,17 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.ledger import Ledger
-from danlu.core.records import Dialogue, Message
+from danlu.core.records import Dialogue, Message, Preference, Prompt
 from danlu.text.files import DATA_SUFFIXES, YAML_SUFFIXES, Located, locate
 from danlu.text.rows import MARKUP, MAX_REFUSED, Gate, kind_of, read_values, refuse_value
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 STRING = "tag:yaml.org,2002:str"
+Record = TypeVar("Record", Dialogue, Preference, Prompt)
 
 
 class BadRow(Exception):
-    """A row that gives no dialogue. `kind` is the reason that is counted, `reason` the same with its details."""
+    """A row that gives no record. `kind` is the reason that is counted, `reason` the same with its details."""
 
     def __init__(self, kind: str, details: str = "") -> None:
         self.kind = kind
@@ -38,18 +41,24 @@ class BadRow(Exception):
 def to_dialogue(row: dict[str, Any], where: str, source: str, category: str = "chat") -> Dialogue:
     """The dialogue of one row; `where` becomes its id. Raises BadRow where the row cannot be meant."""
     if "messages" in row:
-        messages = _from_messages(row["messages"], "role", "content")
+        messages = _learned(row["messages"], "role", "content")
     elif "conversations" in row:
-        messages = _from_messages(row["conversations"], "from", "value")
-        system = _text(row, "system")
-        if system.strip() and messages[0].role != "system":
-            messages.insert(0, Message("system", system))
+        messages = _learned(row["conversations"], "from", "value")
+        system = text_of(row, "system")
+        if messages[0].role != "system":
+            messages = [*opening(None, system), *messages]
     elif "instruction" in row or "prompt" in row:
-        messages = _from_parts(*construct(row))
+        prompt, answer, history, said = construct(row)
+        messages = [*opening(history, said), Message("user", prompt), Message("assistant", answer)]
     else:
-        keys = ", ".join(str(key)[:40] for key in list(row)[:8]) or "none"
-        raise BadRow("unknown shape", f"keys found: {keys}")
+        raise unknown_shape(row)
     return Dialogue(tuple(messages), source, where, category)
+
+
+def unknown_shape(row: dict[str, Any]) -> BadRow:
+    """The error for a row that has none of the keys by which a shape is known."""
+    keys = ", ".join(str(key)[:40] for key in list(row)[:8]) or "none"
+    return BadRow("unknown shape", f"keys found: {keys}")
 
 
 def construct(row: dict[str, Any]) -> tuple[str, str, list[tuple[str, str]] | None, str | None]:
@@ -60,13 +69,18 @@ def construct(row: dict[str, Any]) -> tuple[str, str, list[tuple[str, str]] | No
     """
     first, second, answer = ("instruction", "input", "output") if "instruction" in row else (
         "prompt", "query", "response")
-    prompt = "\n".join(part for part in (_text(row, first), _text(row, second)) if part.strip())
+    return joined(row, first, second), _answer(row, answer), history_of(row), text_of(row, "system") or None
+
+
+def joined(row: dict[str, Any], *names: str) -> str:
+    """The texts of these fields with a line end between them, blank ones left out. BadRow where nothing is left."""
+    prompt = "\n".join(part for part in (text_of(row, name) for name in names) if part.strip())
     if not prompt:
         raise BadRow("empty prompt")
-    return prompt, _answer(row, answer), _history(row), _text(row, "system") or None
+    return prompt
 
 
-def _text(row: dict[str, Any], name: str) -> str:
+def text_of(row: dict[str, Any], name: str) -> str:
     """The field's text; "" where it is absent or null."""
     value = row.get(name)
     if value is None:
@@ -91,7 +105,8 @@ def _answer(row: dict[str, Any], name: str) -> str:
     return value
 
 
-def _history(row: dict[str, Any]) -> list[tuple[str, str]] | None:
+def history_of(row: dict[str, Any]) -> list[tuple[str, str]] | None:
+    """The earlier pairs of question and answer; None where there are none."""
     value = row.get("history")
     if not value and (value is None or isinstance(value, list | str)):
         return None
@@ -107,14 +122,28 @@ def _history(row: dict[str, Any]) -> list[tuple[str, str]] | None:
     return pairs
 
 
-def _from_parts(prompt: str, answer: str, history: list[tuple[str, str]] | None, system: str | None) -> list[Message]:
+def opening(history: list[tuple[str, str]] | None, system: str | None) -> list[Message]:
+    """What comes before a row's own turns: the system's text, unless it is blank, and the earlier pairs."""
     messages = [Message("system", system)] if system and system.strip() else []
     for question, reply in history or []:
         messages += [Message("user", question), Message("assistant", reply)]
-    return [*messages, Message("user", prompt), Message("assistant", answer)]
+    return messages
 
 
-def _from_messages(turns: Any, role_key: str, content_key: str) -> list[Message]:
+def _learned(turns: Any, role_key: str, content_key: str) -> list[Message]:
+    """The turns of a dialogue that is trained on: it has an answer, and no answer a weight of its own."""
+    messages = read_turns(turns, role_key, content_key)
+    for number, turn in enumerate(turns, 1):
+        if ROLES[turn[role_key].strip().lower()] == "assistant" and \
+                any(turn.get(key, 1) != 1 for key in ("weight", "loss_weight")):
+            raise BadRow("weight on a turn", f"turn {number}: an answer is learned whole or not at all")
+    if not any(message.role == "assistant" for message in messages):
+        raise BadRow("no assistant turn")
+    return messages
+
+
+def read_turns(turns: Any, role_key: str, content_key: str) -> list[Message]:
+    """The messages of a list of objects; a blank system turn is left out, other blank ones are refused."""
     if not isinstance(turns, list):
         raise BadRow("wrong type", f"the turns are not a list but {kind_of(turns)}")
     messages: list[Message] = []
@@ -130,14 +159,10 @@ def _from_messages(turns: Any, role_key: str, content_key: str) -> list[Message]
         content = _content(turn.get(content_key), number)
         if known == "system" and number > 1:
             raise BadRow("system turn that is not the first")
-        if known == "assistant" and any(turn.get(key, 1) != 1 for key in ("weight", "loss_weight")):
-            raise BadRow("weight on a turn", f"turn {number}: an answer is learned whole or not at all")
         if content.strip():
             messages.append(Message(known, content))
         elif known != "system":
             raise BadRow("empty answer" if known == "assistant" else "empty prompt", f"turn {number}")
-    if not any(message.role == "assistant" for message in messages):
-        raise BadRow("no assistant turn")
     return messages
 
 
@@ -165,35 +190,62 @@ def read_dialogues(path: str, base: Path, ledger: Ledger, *, category: str = "ch
     than `max_refused` of the rows are refused.
     """
     gate = Gate(f"read:{path}", ledger, strict, max_refused)
-    for located in locate(path, base, DATA_SUFFIXES + YAML_SUFFIXES):
+    yield from read_records(path, base, gate, category, Rows("dialogues", to_dialogue, lambda dialogue: dialogue))
+
+
+@dataclass(frozen=True, slots=True)
+class Rows(Generic[Record]):
+    """What rows become.
+
+    name           what people call the records
+    convert        the record of (row, where, source, category); raises BadRow
+    from_dialogue  the record of a conversation in YAML, of as many bytes; None: YAML is not read
+    """
+
+    name: str
+    convert: Callable[[dict[str, Any], str, str, str], Record]
+    from_dialogue: Callable[[Dialogue], Record] | None = None
+
+
+def read_records(path: str, base: Path, gate: Gate, category: str, rows: Rows[Record]) -> Iterator[Record]:
+    """The records of a file, a folder, a glob or `package:NAME/path`, counted and refused at the gate."""
+    suffixes = DATA_SUFFIXES + (YAML_SUFFIXES if rows.from_dialogue else ())
+    for located in locate(path, base, suffixes):
         suffix = located.path.suffix.lower()
-        if suffix in YAML_SUFFIXES:
-            yield from _read_yaml(located, gate, category)
-        elif suffix in DATA_SUFFIXES:
-            yield from _read_data(located, gate, category)
+        if suffix in DATA_SUFFIXES:
+            yield from _read_data(located, gate, category, rows.convert)
+        elif suffix in suffixes and rows.from_dialogue:
+            yield from map(rows.from_dialogue, _read_yaml(located, gate, category))
         else:
-            raise ConfigError(f"“{located.label}” is not a file of dialogues",
-                              hint=f"Dialogues are read from {', '.join(DATA_SUFFIXES + YAML_SUFFIXES)}.")
+            raise ConfigError(f"“{located.label}” is not a file of {rows.name}",
+                              hint=f"{rows.name.capitalize()} are read from {', '.join(suffixes)}.")
     gate.finish()
 
 
-def _size(dialogue: Dialogue) -> int:
-    return sum(len(message.content.encode()) for message in dialogue.messages)
+def size_of(record: Dialogue | Preference | Prompt) -> int:
+    """The bytes of a record's turns and of its answers."""
+    texts = [message.content for message in record.messages]
+    if isinstance(record, Preference):
+        texts += [record.chosen, record.rejected]
+    elif isinstance(record, Prompt):
+        texts.append(record.answer)
+    return sum(len(text.encode()) for text in texts)
 
 
-def _read_data(located: Located, gate: Gate, category: str) -> Iterator[Dialogue]:
+def _read_data(located: Located, gate: Gate, category: str,
+               convert: Callable[[dict[str, Any], str, str, str], Record]) -> Iterator[Record]:
     for value in read_values(located, gate):
         if not isinstance(value.value, dict):
             kind = kind_of(value.value)
             refuse_value(gate, value, f"not an object but {kind}")
             continue
         try:
-            dialogue = to_dialogue(value.value, value.where, located.label, category)
+            record = convert(value.value, value.where, located.label, category)
         except BadRow as error:
             refuse_value(gate, value, error.reason, kind=error.kind)
             continue
-        gate.give(_size(dialogue), value.bytes)
-        yield dialogue
+        gate.give(size_of(record), value.bytes)
+        yield record
 
 
 def _read_yaml(located: Located, gate: Gate, category: str) -> Iterator[Dialogue]:
@@ -208,8 +260,8 @@ def _read_yaml(located: Located, gate: Gate, category: str) -> Iterator[Dialogue
         messages = _turns(node, located.label, gate)
         if messages:
             dialogue = Dialogue(tuple(messages), located.label, f"{located.label}:{node.start_mark.line + 1}", category)
-            written += _size(dialogue)
-            gate.station.give(rows=1, bytes=_size(dialogue))
+            written += size_of(dialogue)
+            gate.station.give(rows=1, bytes=size_of(dialogue))
             yield dialogue
     if size > written:
         gate.station.drop(MARKUP, bytes=size - written)

@@ -61,6 +61,11 @@ def num_ids(tokenizer: Any) -> int:
     return max(backend_of(tokenizer).get_vocab().values()) + 1
 
 
+def vocabulary_of(tokenizer: Any) -> dict[str, int]:
+    """Every token's id."""
+    return backend_of(tokenizer).get_vocab()
+
+
 class Codec:
     """Encodes and decodes with private copies of one tokenizer."""
 

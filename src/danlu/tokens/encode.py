@@ -116,8 +116,8 @@ class Encoder:
     def documents(self, documents: Iterable[Document], ledger: Ledger) -> Iterator[Example]:
         """The examples of many documents, in their order, tokenised in batches."""
         first, last = self._ends_of_document()
-        _open_stations(ledger, ("tokenize", "overlong", "learn"))
-        for batch in _batches(documents, lambda document: len(document.text)):
+        open_stations(ledger, ("tokenize", "overlong", "learn"))
+        for batch in batches(documents, lambda document: len(document.text)):
             for document, ids in zip(batch, self.codec.encode_plain([document.text for document in batch])):
                 yield from self._pieces(document, ids, first, last, ledger)
 
@@ -158,8 +158,8 @@ class Encoder:
 
     def dialogues(self, dialogues: Iterable[Dialogue], ledger: Ledger) -> Iterator[Example]:
         """The examples of many dialogues, in their order, tokenised in batches."""
-        _open_stations(ledger, ("render", "tokenize", "overlong", "learn"))
-        for batch in _batches(dialogues, lambda dialogue: sum(len(message.content) for message in dialogue.messages)):
+        open_stations(ledger, ("render", "tokenize", "overlong", "learn"))
+        for batch in batches(dialogues, lambda dialogue: sum(len(message.content) for message in dialogue.messages)):
             ready = [item for item in (self._render(dialogue, ledger) for dialogue in batch) if item is not None]
             encoded = self.chat.encode([rendered for _, rendered in ready])
             for (dialogue, rendered), row in zip(ready, encoded):
@@ -168,7 +168,7 @@ class Encoder:
     def _render(self, dialogue: Dialogue, ledger: Ledger) -> tuple[Dialogue, Rendered] | None:
         """The dialogue up to its last answer, rendered; None where it has no answer or the template refuses it."""
         station = ledger.station("render")
-        size = _size(dialogue.messages)
+        size = size_of(dialogue.messages)
         station.take(rows=1, bytes=size)
         answers = [i for i, message in enumerate(dialogue.messages) if message.role == "assistant"]
         if not answers:
@@ -188,7 +188,7 @@ class Encoder:
             station.drop(SPELLS_SPECIAL, rows=1, bytes=size)
             ledger.quarantine(dialogue.id, SPELLS_SPECIAL, _excerpt(dialogue))
             return None
-        kept = _size(messages)
+        kept = size_of(messages)
         if len(messages) < len(dialogue.messages):
             station.drop("no answer follows", bytes=size - kept)
             dialogue = Dialogue(messages, dialogue.source, dialogue.id, dialogue.category)
@@ -208,7 +208,7 @@ class Encoder:
 
     def _row(self, dialogue: Dialogue, row: Row, ledger: Ledger) -> Iterator[Example]:
         station = ledger.station("tokenize")
-        size = _size(dialogue.messages)
+        size = size_of(dialogue.messages)
         station.take(rows=1, bytes=size)
         station.add("tokens of text", tokens=len(row.ids))
         station.give(rows=1, bytes=size, tokens=len(row.ids))
@@ -339,13 +339,14 @@ def check_chat(chat: Chat, bos_id: int | None) -> None:
                           hint="The template may use words or special tokens that this vocabulary does not hold.")
 
 
-def _open_stations(ledger: Ledger, names: Sequence[str]) -> None:
+def open_stations(ledger: Ledger, names: Sequence[str]) -> None:
     """Mentions the stations in the order of the road, whichever row comes first."""
     for name in names:
         ledger.station(name)
 
 
-def _size(messages: Sequence[Message]) -> int:
+def size_of(messages: Sequence[Message]) -> int:
+    """Bytes of what is said."""
     return sum(len(message.content.encode()) for message in messages)
 
 
@@ -353,7 +354,7 @@ def _excerpt(dialogue: Dialogue) -> str:
     return " | ".join(f"{message.role}: {message.content}" for message in dialogue.messages)
 
 
-def _batches(items: Iterable[T], size: Any) -> Iterator[list[T]]:
+def batches(items: Iterable[T], size: Any) -> Iterator[list[T]]:
     """Lists of at most BATCH_ROWS items and about BATCH_CHARACTERS characters."""
     source = iter(items)
     while batch := list(islice(source, 1)):

@@ -1,63 +1,58 @@
 """The loss on held-out examples, the same number on every rank and for every micro-batch size."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from danlu.core.errors import DataError
 from danlu.data.pack import cut, cut_padded, rows_of
 from danlu.data.store import ExampleStore
-from danlu.models.root import Root
 from danlu.train.parallel import World
-from danlu.train.step import is_out_of_memory
+from danlu.train.step import Objective, is_out_of_memory, means
 
 
-def held_out_loss(store: ExampleStore, world: World, micro_batch_tokens: int) -> Callable[[Root], Mapping[str, float]]:
-    """An evaluation for the Trainer: `eval_loss`, the mean of −log p over learned tokens, and the same by category.
+def held_out_loss(store: ExampleStore, objective: Objective, world: World, micro_batch_tokens: int
+                  ) -> Callable[[Any], Mapping[str, float]]:
+    """An evaluation for the Trainer: `eval_loss`, per unit of the objective, and its metrics as `eval_<name>`.
 
     The examples are read as they are needed. Where memory runs out, a micro-batch is taken again in halves.
     """
-    def evaluate(root: Root) -> Mapping[str, float]:
+    def evaluate(root: Any) -> Mapping[str, float]:
         sums: dict[str, float] = {}
         groups = (cut(store.lengths.tolist(), micro_batch_tokens) if root.packs else
                   cut_padded([rows_of(example) for example in store], micro_batch_tokens))
         for group, counts in world.deal(groups):
-            found = _sums(root, store, group, world)
+            found = _sums(root, store, group, objective, world)
             if counts:
-                for name, value in found.items():
-                    sums[name] = sums.get(name, 0.0) + value
+                sums = _added(sums, found)
         sums = world.sum_each(sums)
-        names = sorted(name.removeprefix("loss/") for name in sums if name.startswith("loss/"))
-        count = sum(sums[f"count/{name}"] for name in names)
-        found = {"eval_loss": sum(sums[f"loss/{name}"] for name in names) / count}
-        return found | {f"eval_loss/{name}": sums[f"loss/{name}"] / sums[f"count/{name}"]
-                        for name in names if sums[f"count/{name}"]}
+        count = sums.pop("units")
+        return {"eval_loss": sums["total"] / count} | {f"eval_{name}": value for name, value in means(sums, count).items()}
 
     return evaluate
 
 
-def _sums(root: Root, store: ExampleStore, group: Sequence[int], world: World) -> dict[str, float]:
-    """Of some examples: `loss/<category>`, the weighted sum of −log p, and `count/<category>`, the sum of weights."""
+def _added(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:
+    return {name: left.get(name, 0.0) + right.get(name, 0.0) for name in {**left, **right}}
+
+
+def _sums(root: Any, store: ExampleStore, group: Sequence[int], objective: Objective, world: World) -> dict[str, float]:
+    """Of some examples: the objective's `total`, its metrics and their counts, and the `units` it counts."""
     try:
         batch = root.batch([store[index] for index in group]).to(world.device)
-        loss_S = (-batch.site_weight_S * root(batch).logprobs_S).double()
+        loss = objective(root(batch, coefficients_S=objective.coefficients(batch)), batch)
+        values = {"total": loss.metrics.get("loss", loss.total), **loss.metrics}
+        sums = {name: float(value) for name, value in values.items()}
+        return sums | {"units": objective.count(batch)}
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         if len(group) == 1 or world.size > 1:  # the other ranks are in the middle of this micro-batch
             raise DataError("memory ran out while evaluating", where=store.id(group[0]) or None,
                             hint="Set a lower micro_batch_tokens or cutoff_len.") from error
-        loss_S = None
-    if loss_S is None:  # outside of the handler, whose traceback keeps tensors alive
-        if world.device.type == "cuda":
-            torch.cuda.empty_cache()
-        half = len(group) // 2
-        first, second = _sums(root, store, group[:half], world), _sums(root, store, group[half:], world)
-        return {name: first.get(name, 0.0) + second.get(name, 0.0) for name in {**first, **second}}
-    category_S = batch.branch_category_N[batch.site_branch_S]
-    found = {}
-    for number, category in enumerate(batch.categories):
-        own = category_S == number
-        found[f"loss/{category}"] = float(loss_S[own].sum())
-        found[f"count/{category}"] = float(batch.site_weight_S[own].sum())
-    return found
+    # outside of the handler, whose traceback keeps tensors alive
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()
+    half = len(group) // 2
+    return _added(_sums(root, store, group[:half], objective, world), _sums(root, store, group[half:], objective, world))

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils._pytree import SUPPORTED_NODES, register_dataclass
 
 from danlu.core.errors import ConfigError
-from danlu.models.root import SiteReading
+from danlu.models.root import ActorCriticReading, ScoreReading, SiteReading
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -135,9 +135,10 @@ def blocks_of(root: nn.Module) -> list[nn.Module]:
 
 
 def _make_readable() -> None:
-    """Lets FSDP2 find the tensors inside a SiteReading, whose gradients tell it that the backward pass begins."""
-    if SiteReading not in SUPPORTED_NODES:
-        register_dataclass(SiteReading)
+    """Lets FSDP2 find the tensors inside a reading, whose gradients tell it that the backward pass begins."""
+    for reading in (SiteReading, ScoreReading, ActorCriticReading):
+        if reading not in SUPPORTED_NODES:
+            register_dataclass(reading)
 
 
 def shard(root: M, world: World) -> M:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,10 +31,10 @@ from danlu.core.config import Config, free
 from danlu.core.errors import ConfigError, DanluError, DataError
 from danlu.core.examples import Example
 from danlu.data.batch import Batch
-from danlu.data.loader import Loader, StepBatch
+from danlu.data.loader import StepBatch
 from danlu.data.pack import micro_batches
 from danlu.models.generate import evaluating
-from danlu.models.root import Root
+from danlu.models.root import ActorCritic, Root, ScoreRoot
 from danlu.train import checkpoint
 from danlu.train.checkpoint import TrainState
 from danlu.train.log import LOG, TIMINGS, TrainLog, draw_loss, finite
@@ -45,6 +45,22 @@ from danlu.train.step import Objective, StepInfo, is_out_of_memory, train_step
 
 MAX_SKIPPED_IN_ROW = 3
 DEFAULT_MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
+
+
+Trainable = Root | ScoreRoot | ActorCritic
+
+
+class Batches(Protocol):
+    """Where the examples of each optimizer step come from: the data, or what the model in training samples.
+
+    `batch(step)` depends on the step and, where `stride` is not 1, on the weights at the last multiple of `stride` steps:
+    only there can a training be taken up again.
+    """
+
+    @property
+    def stride(self) -> int: ...
+    def num_steps(self, num_epochs: float) -> int: ...
+    def batch(self, step: int) -> StepBatch: ...
 
 
 class Interrupted(DanluError):
@@ -111,18 +127,20 @@ class Trainer:
     evaluate     gives numbers by name, among them `eval_loss`, equal on every rank; called in eval mode without
                  gradients
     say          where a line for people goes
+    rate_scales  by the beginning of parameters' names: their learning rate as a multiple of the set one
     """
 
-    root: Root
+    root: Trainable
     objective: Objective
-    loader: Loader
+    loader: Batches
     settings: TrainSettings
     folder: Path
     world: World
     seed: int
     fingerprint: str
-    evaluate: Callable[[Root], Mapping[str, float]] | None = None
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None
     say: Callable[[str], None] = field(default=lambda line: print(line, file=sys.stderr))
+    rate_scales: Mapping[str, float] = field(default_factory=dict)
     optimizer: torch.optim.Optimizer = field(init=False)
     state: TrainState = field(init=False)
     log: TrainLog = field(init=False)
@@ -133,7 +151,7 @@ class Trainer:
         settings = self.settings
         if self.evaluate is None and settings.eval_steps is not None:
             raise ConfigError("eval_steps is set, but there is nothing to evaluate on", hint="Set eval_dataset.")
-        self.optimizer = build_optimizer(self.root, settings)
+        self.optimizer = build_optimizer(self.root, settings, self.rate_scales)
         self.state = TrainState()
         self.log = TrainLog(self.folder, self.world.is_main)
         self.total_steps = settings.max_steps or self.loader.num_steps(settings.num_train_epochs)
@@ -154,8 +172,9 @@ class Trainer:
                 info = self._step()
                 if self._due(self.settings.eval_steps) or self._is_last():
                     self._evaluate()
-                leave = not self.world.agree(not asked.is_set())
-                if leave or (self._due(self.settings.save_steps) and not self._is_last()):
+                whole = self.state.step % self.loader.stride == 0
+                leave = not self.world.agree(not asked.is_set()) and whole
+                if leave or (whole and self._save_is_due() and not self._is_last()):
                     self.save()
                 yield info
                 if leave:
@@ -202,6 +221,11 @@ class Trainer:
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step % every == 0
 
+    def _save_is_due(self) -> bool:
+        """Whether save_steps were passed since the training could last be taken up again."""
+        every, step = self.settings.save_steps, self.state.step
+        return step // every > (step - self.loader.stride) // every
+
     def _patience_is_over(self) -> bool:
         patience = self.settings.early_stopping_patience
         return patience is not None and self.state.evals_without_gain >= patience
@@ -224,8 +248,8 @@ class Trainer:
         info = replace(info, learning_rate=rate, epoch=data.epoch, num_tokens=num_tokens,
                        num_targets=sum(example.num_targets for example in data.examples),
                        num_input_tokens_seen=self.state.num_input_tokens_seen, seconds=time.perf_counter() - begin)
-        if info.step == 1 or self._due(self.settings.logging_steps) or self._is_last() or info.skipped:
-            self._write(info)
+        if info.step == 1 or self._due(self.settings.logging_steps) or self._is_last() or info.skipped or data.metrics:
+            self._write(info, data.metrics)
         if self.state.num_skipped_in_row >= MAX_SKIPPED_IN_ROW:
             raise DataError(f"the loss or its gradient was not finite {MAX_SKIPPED_IN_ROW} times in a row, at step "
                             f"{info.step} on {names_of(data.examples)}",
@@ -271,11 +295,11 @@ class Trainer:
         self.micro_batch_tokens = tokens
         self.state = replace(self.state, micro_batch_tokens=[self._micro_batch_tokens_set(), tokens])
 
-    def _write(self, info: StepInfo) -> None:
+    def _write(self, info: StepInfo, more: Mapping[str, float]) -> None:
         entry = {"step": info.step, "loss": finite(info.loss), "learning_rate": info.learning_rate,
                  "grad_norm": finite(info.grad_norm), "epoch": info.epoch,
                  "num_input_tokens_seen": info.num_input_tokens_seen, "num_targets": info.num_targets}
-        entry |= {name: finite(value) for name, value in info.metrics.items() if name not in entry}
+        entry |= {name: finite(value) for name, value in {**info.metrics, **more}.items() if name not in entry}
         self.log.write(LOG, entry | ({"skipped": True} if info.skipped else {}))
         self.log.write(TIMINGS, {"step": info.step, "seconds": info.seconds,
                                  "tokens_per_second": info.num_tokens / info.seconds,

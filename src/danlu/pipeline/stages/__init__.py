@@ -5,5 +5,8 @@ STAGES = {
     "tokenizer": "danlu.pipeline.stages.tokenizer",
     "pt": "danlu.pipeline.stages.pt",
     "sft": "danlu.pipeline.stages.sft",
+    "rm": "danlu.pipeline.stages.rm",
+    "dpo": "danlu.pipeline.stages.dpo",
+    "ppo": "danlu.pipeline.stages.ppo",
     "eval": "danlu.pipeline.stages.eval",
 }

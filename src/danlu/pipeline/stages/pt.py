@@ -16,12 +16,12 @@ from danlu.core.records import Document
 from danlu.models.adapters import AdapterConfig
 from danlu.pipeline.context import DOCSTRINGS, FILES, HUB, Context, Forecast, Input, Reference
 from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, split_by_hash
+from danlu.pipeline.models import adapter_of, model_config, model_references, place
 from danlu.pipeline.training import (
     MachineConfig,
     all_texts,
     check_evaluation,
     forecast_training,
-    model_config,
     run_training,
 )
 from danlu.text.corpus import read_corpus
@@ -56,7 +56,7 @@ def references(settings: Settings) -> list[Reference]:
     """The model, the tokenizer and the data."""
     found = [Reference(key, text, ("corpus", FILES, DOCSTRINGS)) for key, text in all_texts(settings)]
     if isinstance(settings.model, str):
-        found.append(Reference(("model",), settings.model, ("model", FILES, HUB)))
+        found += model_references(settings)
     if settings.tokenizer is not None:
         found.append(Reference(("tokenizer",), settings.tokenizer, ("tokenizer", "model", FILES, HUB)))
     return found
@@ -95,7 +95,7 @@ def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
 
 def run(context: Context) -> dict[str, Any]:
     """Reads, encodes, trains and saves."""
-    from danlu.models.load import Loaded, load_model, load_tokenizer, new_model
+    from danlu.models.load import Loaded, load_model, load_tokenizer, new_model, save_model
 
     settings, inputs = context.settings, context.inputs
     tokenizer = load_tokenizer(tokenizer_of(context))
@@ -104,15 +104,10 @@ def run(context: Context) -> dict[str, Any]:
         if isinstance(settings.model, dict):
             return new_model(settings.model, tokenizer, seed=context.seed)
         return load_model(place(inputs[settings.model]), tokenizer=tokenizer, adapters=settings,
-                          seed=context.seed)
+                          adapter=adapter_of(context), seed=context.seed)
 
-    prepared, _ = prepare_examples(context, tokenizer)
-    return run_training(context, settings, prepared, load, [tokenizer.eos_token_id])
-
-
-def place(item: Input) -> Path | str:
-    """The folder behind a reference to a model or tokenizer, or its hub id."""
-    return item.text if item.kind == HUB else item.require_folder()
+    prepared, stop_ids = prepare_examples(context, tokenizer)
+    return run_training(context, settings, prepared, load, lambda loaded, folder: save_model(loaded, folder, stop_ids))
 
 
 def tokenizer_of(context: Context) -> Path | str:

@@ -14,16 +14,15 @@ from danlu.core.errors import ConfigError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Dialogue
 from danlu.models.adapters import AdapterConfig
-from danlu.pipeline.context import FILES, HUB, TASK, Context, Forecast, Input, Reference
+from danlu.pipeline.context import FILES, TASK, Context, Forecast, Input, Reference
 from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, split_by_hash
-from danlu.pipeline.stages.pt import place
+from danlu.pipeline.models import adapter_of, model_config, model_references, place
 from danlu.pipeline.training import (
     DEFAULT_TASK_PROMPTS,
     MachineConfig,
     all_texts,
     check_evaluation,
     forecast_training,
-    model_config,
     run_training,
 )
 from danlu.tasks import task_dialogues
@@ -50,7 +49,7 @@ class Settings(DataConfig, TrainSettings, AdapterConfig, MachineConfig):
 def references(settings: Settings) -> list[Reference]:
     """The model and the data."""
     data = [Reference(key, text, (FILES, TASK)) for key, text in all_texts(settings)]
-    return [Reference(("model",), settings.model, ("model", FILES, HUB)), *data]
+    return [*model_references(settings), *data]
 
 
 def forecast(settings: Settings, inputs: Mapping[str, Input]) -> Forecast:
@@ -74,7 +73,7 @@ def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
 
 def run(context: Context) -> dict[str, Any]:
     """Reads, encodes, trains and saves."""
-    from danlu.models.load import Loaded, load_model, load_tokenizer
+    from danlu.models.load import Loaded, load_model, load_tokenizer, save_model
 
     settings = context.settings
     source = tokenizer_of(context)
@@ -82,9 +81,10 @@ def run(context: Context) -> dict[str, Any]:
     prepared, stop_ids = prepare_examples(context, tokenizer)
 
     def load() -> Loaded:
-        return load_model(source, tokenizer=tokenizer, adapters=settings, seed=context.seed)
+        return load_model(source, tokenizer=tokenizer, adapters=settings, adapter=adapter_of(context),
+                          seed=context.seed)
 
-    return run_training(context, settings, prepared, load, stop_ids)
+    return run_training(context, settings, prepared, load, lambda loaded, folder: save_model(loaded, folder, stop_ids))
 
 
 def tokenizer_of(context: Context) -> Path | str:

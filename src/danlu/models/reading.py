@@ -1,0 +1,29 @@
+"""What a model says of examples, without gradients, in micro-batches: for rollouts and evaluations.
+
+    scores = read_each(judge, examples, "scores_N", device, micro_batch_tokens=4096)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from danlu.core.examples import Example
+from danlu.data.pack import micro_batches
+from danlu.models.generate import evaluating
+
+
+def read_each(root: Any, examples: Sequence[Example], what: str, device: torch.device, micro_batch_tokens: int
+              ) -> list[np.ndarray]:
+    """What a root reads of examples, without gradients: one float64 array per example.
+
+    what  `logprobs_S` or `values_S` (one number per learned token), or `scores_N` (one number per branch)
+    """
+    rows: list[np.ndarray] = []
+    with torch.no_grad(), evaluating(root):
+        for group in micro_batches(examples, micro_batch_tokens, padded=not root.packs):
+            values = getattr(root(root.batch(group).to(device)), what).double().cpu().numpy()
+            sizes = [len(example.branches) if what.endswith("_N") else example.num_targets for example in group]
+            rows += np.split(values, np.cumsum(sizes)[:-1])
+    return rows

@@ -1,0 +1,77 @@
+"""The reference's log-probabilities as a cached column of a step's examples.
+
+`runs/<recipe>/<step>/reference-<first 8>/` holds one file for the training examples and one for the held-out ones. Its
+name is the hash of the examples and of the model that was asked, so another learning rate, another epoch or another loss
+does not ask again.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from danlu import __version__
+from danlu.core.artifact import digest, fresh_folder, open_artifact, publish
+from danlu.core.errors import DataError
+from danlu.data.store import ExampleStore
+from danlu.pipeline.context import Context
+from danlu.pipeline.examples import Prepared
+from danlu.pipeline.training import Compute
+from danlu.rollout.scoring import REFERENCE, reference_column
+
+SCHEMA = 1
+
+
+def with_reference(context: Context, prepared: Prepared, compute: Compute, load: Callable[[], Any],
+                   identity: list[str]) -> Prepared:
+    """The examples with the column `ref_logprobs` filled; computed by all processes together if it is not there yet.
+
+    load      gives the reference's root; called only where it is needed
+    identity  the fingerprints of the models that it is made of
+    """
+    key = digest({"schema": SCHEMA, "examples": prepared.artifact.fingerprint, "model": identity,
+                  "precision": compute.precision})
+    final = context.work.parent / f"reference-{key[:8]}"
+    if not compute.world.agree(final.exists()):
+        _write(context, prepared, compute, load(), final, key)
+    artifact = open_artifact(final, kind="reference", deep=compute.world.is_main)
+    if artifact.fingerprint != key:
+        raise DataError("holds what another reference says", where=str(final), hint="Remove that folder.")
+    held_out = prepared.held_out and prepared.held_out.with_column(REFERENCE, final / "eval.bin")
+    return replace(prepared, train=prepared.train.with_column(REFERENCE, final / "train.bin"), held_out=held_out,
+                   reference=final.name)
+
+
+def _write(context: Context, prepared: Prepared, compute: Compute, root: Any, final: Path, key: str) -> None:
+    world = compute.world
+    work = final.with_name(f".work-{final.name}")
+    if world.is_main:
+        fresh_folder(work)
+    world.barrier()
+    stores = {"train": prepared.train} | ({"eval": prepared.held_out} if prepared.held_out is not None else {})
+    for name, store in stores.items():
+        with context.progress(f"the reference on {len(store):,} examples") as bar:
+            column = reference_column(root, store, world, compute.micro_batch_tokens, bar.update)
+        column.tofile(work / f"{name}-{world.rank}.part")
+    world.barrier()
+    if world.is_main:
+        for name, store in stores.items():
+            _join(work, name, world.size, store).tofile(work / f"{name}.bin")
+        publish(work, final, kind="reference", fingerprint=key, parents={"examples": prepared.artifact.fingerprint},
+                config={}, metrics={"num_examples": sum(map(len, stores.values()))}, code=__version__)
+    world.barrier()
+
+
+def _join(work: Path, name: str, num_ranks: int, store: ExampleStore) -> np.ndarray:
+    """One column of what each rank computed; 0 for stems, where nobody is asked."""
+    joined = np.full(store.num_tokens, np.nan, np.float32)
+    for rank in range(num_ranks):
+        path = work / f"{name}-{rank}.part"
+        part = np.fromfile(path, np.float32)
+        joined = np.where(np.isnan(joined), part, joined)
+        path.unlink()
+    if np.isnan(joined).any():
+        raise DataError("the reference's log-probability of a token is not a number", where=str(work))
+    return joined
