@@ -19,9 +19,10 @@ check: .venv/.test
 	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
 
-# 200 kills at random moments, each resumed and compared bit for bit and 60 of whole runs (about 15 minutes)
+# kills at random moments, each resumed and compared bit for bit: 200 of language training, 150 of rm, dpo and ppo, 60 of
+# whole runs (about 25 minutes)
 faults: .venv/.test
-	OMP_NUM_THREADS=1 $(BIN)/python tests/invariants/faults.py --kills 200 --controls
+	OMP_NUM_THREADS=1 $(BIN)/python tests/invariants/faults.py --kills language=200 rm=50 dpo=50 ppo=50 --controls
 	OMP_NUM_THREADS=1 $(BIN)/python tests/invariants/road.py --kills 60
 
 # speed beside other trainers, in the same run (bench/README.md says what it needs)

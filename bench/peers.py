@@ -2,12 +2,14 @@
 
     PEERS_DIR=… PEERS_HOME=… python bench/peers.py --rounds 3
 
-`PEERS_DIR` holds one script per trainer (`lf_run.py`, `trl_sft.py`, `hf_pt.py`), each of which prints a line
+`PEERS_DIR` holds one script per trainer (`lf_run.py`, `trl_sft.py`, `trl_dpo.py`, …), each of which prints a line
 `RESULT {json}` with `tok_s`, `tokens`, `wall_s` and `rss_mib`; `PEERS_HOME` holds their environments (`vp` with TRL and
-HF's Trainer, `vlf` with LLaMA-Factory), `models/` and `data/`. bench/README.md says which versions were measured.
+HF's Trainer, `vlf` with LLaMA-Factory, `trl_1_12` with the last TRL that has PPO), `models/` and `data/`. bench/README.md
+says which versions were measured.
 
 Every round runs each contender once, one after the other, so that a slow quarter of an hour hits all of them. What is
-reported is the ratio of medians within this run, with the memory settings off and on for both sides.
+reported is the ratio of medians within this run, with the memory settings off and on for both sides: tokens per second,
+for preferences pairs per second (shared prompts make tokens incomparable), for PPO updates per second.
 """
 
 import argparse
@@ -19,6 +21,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+UNITS = {"sft": "tok/s", "pt": "tok/s", "rm": "pairs/s", "dpo": "pairs/s", "ppo": "updates/s"}
+PAIRS = 8  # in one step
 THP = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 
@@ -37,10 +41,23 @@ def contenders(home: Path, scripts: Path, model: str, steps: int) -> dict[str, d
                                           "--mode", "neat", *count]}
     if model == "smollm2":
         return {"sft": sft}
+
+    def aligned(stage: str, data: str) -> list[str]:
+        return [sys.executable, str(HERE / "align_speed.py"), "--stage", stage, "--model", str(folder),
+                "--data", str(home / "data" / data), *count]
+
     sft["TRL packed"] = [others, str(scripts / "trl_sft.py"), "--model", model, "--mode", "bfd", *count]
     pt = {"danlu": own("pt", "wiki_demo.txt"),
           "HF Trainer": [others, str(scripts / "hf_pt.py"), "--model", model, *count]}
-    return {"sft": sft, "pt": pt}
+    dpo = {"danlu": aligned("dpo", "dpo_en_demo.json"),
+           "LLaMA-Factory": [factory, str(scripts / "lf_run.py"), "--model", model, "--stage", "dpo", *count],
+           "TRL": [others, str(scripts / "trl_dpo.py"), "--model", model, *count]}
+    rm = {"danlu": aligned("rm", "dpo_en_demo.json"),
+          "TRL": [others, str(scripts / "trl_rm.py"), "--model", model, *count]}
+    ppo = {"danlu": aligned("ppo", "alpaca_en_demo.json"),
+           "TRL 1.12": ["env", f"PYTHONPATH={home / 'trl_1_12'}", others, str(scripts / "trl_ppo.py"), "--model", model,
+                        "--updates", str(steps), "--warm", "1"]}
+    return {"sft": sft, "pt": pt, "dpo": dpo, "rm": rm, "ppo": ppo}
 
 
 def run(command: list[str], extra: dict[str, str], results: Path) -> dict:
@@ -57,13 +74,20 @@ def run(command: list[str], extra: dict[str, str], results: Path) -> dict:
     return result
 
 
+def speed(stage: str, result: dict) -> float:
+    """In the stage's unit."""
+    if stage == "ppo":
+        return 1 / result["s_per_update"]
+    return result.get("pairs_s", PAIRS / result["s_per_step"]) if UNITS[stage] == "pairs/s" else result["tok_s"]
+
+
 def main() -> None:
     """Runs the rounds and prints one table per stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--model", choices=("tiny", "smollm2"), default="tiny")
-    parser.add_argument("--stage", choices=("sft", "pt"))
+    parser.add_argument("--stage", choices=tuple(UNITS))
     parser.add_argument("--out", type=Path, default=Path("bench-results.jsonl"))
     options = parser.parse_args()
     if "PEERS_DIR" not in os.environ or "PEERS_HOME" not in os.environ:
@@ -84,13 +108,13 @@ def measure(stage: str, commands: dict[str, list[str]], options: argparse.Namesp
                 rows[name].append(result)
                 with open(options.out, "a") as file:
                     file.write(json.dumps({"contender": name, "memory": label, **result}) + "\n")
-        own = statistics.median(row["tok_s"] for row in rows["danlu"])
+        own = statistics.median(speed(stage, row) for row in rows["danlu"])
         print(f"\n{stage} · {options.model} · {label} · {options.rounds} rounds of {options.steps} steps")
         for name, found in rows.items():
-            speeds = sorted(row["tok_s"] for row in found)
-            speed, memory = statistics.median(speeds), statistics.median(row["rss_mib"] for row in found)
-            print(f"  {name:28} {speed:8.1f} tok/s  ({speeds[0]:.0f} to {speeds[-1]:.0f})   "
-                  f"danlu ÷ this: {own / speed:5.2f}   {memory:6.0f} MiB", flush=True)
+            speeds = sorted(speed(stage, row) for row in found)
+            middle, memory = statistics.median(speeds), statistics.median(row["rss_mib"] for row in found)
+            print(f"  {name:28} {middle:10.4g} {UNITS[stage]}  ({speeds[0]:.3g} to {speeds[-1]:.3g})   "
+                  f"danlu ÷ this: {own / middle:5.2f}   {memory:6.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,8 @@ def plan_command(recipe: RecipePath, overrides: Overrides = None, runs: Runs = P
 def inspect(recipe: RecipePath, step: Annotated[str, typer.Argument(metavar="STEP", help="A step of the recipe.")],
             overrides: Overrides = None, runs: Runs = Path("runs"),
             number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many examples to show.")] = 3,
-            at: Annotated[int, typer.Option("--at", min=0, help="Of which optimizer step, counted from 0.")] = 0,
+            at: Annotated[int, typer.Option("--at", min=0, help="Of which optimizer step (ppo: rollout), from 0.")]
+            = 0,
             model: Annotated[str | None, typer.Option(help="A model's step or folder: adds −log₂ p of every token.")]
             = None) -> None:
     """Show what a step trains on, token by token, exactly as the trainer would get it.

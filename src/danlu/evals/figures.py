@@ -43,13 +43,67 @@ class SkillRow:
     num_prompts: int
 
 
+ALL_PAIRS = "all pairs"
+
+
+def system_label(kind: str, name: str) -> str:
+    """What a judge or a model is called where both stand beside each other."""
+    return f"{name} (judge)" if kind == "judge" and name != "judge" else name
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceRow:
+    """The share of held-out pairs of one category of which a system prefers the chosen answer, a tie counting half.
+
+    With its 95 % Wilson interval; `kind` is "judge" (by its scores) or "model" (by its log-probabilities).
+    """
+
+    category: str
+    system: str
+    kind: str
+    value: float
+    low: float
+    high: float
+    num_pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class RewardRow:
+    """What one model samples for held-out prompts, one answer each. Intervals are 95 %, over prompts.
+
+    score   the judge's mean score (the scale is the judge's own)
+    kl      mean over the answers of log π − log π_ref, summed over the answer's tokens in nats; None: no reference
+    exact   the share of exact answers, with its Wilson interval
+    ended   the share of answers that ended by themselves
+    length  mean tokens of an answer, with the one that ends it
+    """
+
+    model: str
+    score: float
+    low: float | None
+    high: float | None
+    kl: float | None
+    kl_low: float | None
+    kl_high: float | None
+    exact: float
+    exact_low: float
+    exact_high: float
+    ended: float
+    length: float
+    num_answers: int
+
+
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One model's answer to a sample; `right` is None where nothing says what would be right."""
+    """One model's answer to a sample; `right` is None where nothing says what would be right.
+
+    `score` is the judge's; None where nobody judged.
+    """
 
     model: str
     text: str
     right: bool | None
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,25 +138,40 @@ class LedgerLine:
     changes: str
 
 
+# What the values of a curve are.
+PER_TOKEN, PER_PAIR, PER_ANSWER = "loss (nats per learned token)", "loss (nats per pair)", "reward per answer"
+
+
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A model's loss over its steps; `label` is "training" or names the evaluation."""
+    """A model's loss or reward over its steps; `label` is "training", "reward" or names the evaluation.
+
+    `unit` says what the values are, in words that stand beside an axis.
+    """
 
     model: str
     label: str
     steps: Sequence[int]
     values: Sequence[float]
+    unit: str = PER_TOKEN
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that is written down, in the order in which it is read."""
+    """Everything that is written down, in the order in which it is read.
+
+    `judge` and `reference` are the names of the models that scored answers and that KL is measured to; "": none.
+    """
 
     title: str
     fingerprint: str
     models: Sequence[ModelEntry] = ()
     bits: Sequence[BitsRow] = ()
     skills: Sequence[SkillRow] = ()
+    preferences: Sequence[PreferenceRow] = ()
+    rewards: Sequence[RewardRow] = ()
+    judge: str = ""
+    reference: str = ""
     samples: Sequence[Sample] = ()
     free: Sequence[Sample] = ()
     lineage: Sequence[LineageStep] = ()

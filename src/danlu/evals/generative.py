@@ -1,6 +1,7 @@
 """Exact match on tasks, and answers to look at: prompts under the chat template, decoded greedily, scored by the task.
 
-A base model that never saw a dialogue gets the same template, so that what fine-tuning brought can be read off.
+A base model that never saw a dialogue gets the same template, so that what fine-tuning brought can be read off. With a
+temperature the answers are drawn, as reinforcement learning draws them.
 
     questions = ask("task:skills", seed=0, count=200)
     answerer = Answerer(loaded.lm, loaded.tokenizer, max_new_tokens=32)
@@ -12,15 +13,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from danlu.core.errors import DataError
+from danlu.core.examples import Branch, Example
 from danlu.core.records import Message, Prompt
 from danlu.evals.figures import SkillRow
 from danlu.evals.statistics import wilson_interval
-from danlu.models.generate import generate, max_positions, stop_ids_of
+from danlu.models.generate import Completion, generate, max_positions, stop_ids_of
 from danlu.tasks import Task, task
 from danlu.tokens.chat import Chat
+from danlu.tokens.codec import num_ids
 
 ALL_TASKS = "all tasks"
 
@@ -62,8 +66,23 @@ def ask(name: str, seed: int, count: int) -> list[Question]:
     return [Question(prompt, asked) for prompt in asked.prompts("heldout", seed, count)]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Said:
+    """One answer: what was asked, its tokens under the chat template, what the model went on with, and that as text."""
+
+    messages: tuple[Message, ...]
+    prompt: Sequence[int]
+    completion: Completion
+    text: str
+
+    @property
+    def example(self) -> Example:
+        """The prompt as a stem, the answer as a branch whose every token counts."""
+        return Example(np.asarray(self.prompt), (Branch(np.asarray(self.completion.tokens)),))
+
+
 class Answerer:
-    """A model with its chat template that answers messages greedily.
+    """A model with its chat template that answers messages.
 
     Raises ConfigError where the tokenizer has no chat template that danlu can read.
     """
@@ -83,22 +102,33 @@ class Answerer:
 
     def answer(self, dialogues: Sequence[Sequence[Message]],
                progress: Callable[[int], None] = lambda done: None) -> list[str]:
-        """The text of one answer each; "" for a prompt in `unasked`: it leaves no room for an answer, or the template
-        refuses it."""
+        """The text of one greedy answer each; "" for a prompt in `unasked`."""
+        return ["" if said is None else said.text for said in self.say(dialogues, progress)]
+
+    def say(self, dialogues: Sequence[Sequence[Message]], progress: Callable[[int], None] = lambda done: None, *,
+            temperature: float = 0.0, seeds: Sequence[int] | None = None) -> list[Said | None]:
+        """One answer each, drawn with a seed each where there is a temperature.
+
+        None for a prompt in `unasked`: it leaves no room for an answer, or the template refuses it.
+        """
+        seeds = range(len(dialogues)) if seeds is None else seeds
         prompts = [self._prompt(messages) for messages in dialogues]
         limit = max_positions(self.model)
         fitting = [number for number, prompt in enumerate(prompts)
                    if prompt and (limit is None or len(prompt) + self.max_new_tokens <= limit)]
         self.unasked = frozenset(range(len(prompts))) - set(fitting)
         fitting.sort(key=lambda number: len(prompts[number]))
-        answers = [""] * len(prompts)
+        answers: list[Said | None] = [None] * len(prompts)
         for start in range(0, len(fitting), self.batch_size):
             chosen = fitting[start:start + self.batch_size]
             made = generate(self.model, [prompts[number] for number in chosen], max_new_tokens=self.max_new_tokens,
-                            stop_ids=self.chat.stop_ids, pad_id=0, batch_size=self.batch_size)
+                            stop_ids=self.chat.stop_ids, pad_id=0, batch_size=self.batch_size,
+                            num_ids=num_ids(self.tokenizer), temperature=temperature,
+                            seeds=[seeds[number] for number in chosen])
             for number, completion in zip(chosen, made, strict=True):
-                answers[number] = self.tokenizer.decode(completion.answer, skip_special_tokens=True,
-                                                        clean_up_tokenization_spaces=False)
+                text = self.tokenizer.decode(completion.answer, skip_special_tokens=True,
+                                             clean_up_tokenization_spaces=False)
+                answers[number] = Said(tuple(dialogues[number]), prompts[number], completion, text)
             progress(start + len(chosen))
         return answers
 

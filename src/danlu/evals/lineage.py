@@ -14,11 +14,15 @@ from typing import Any
 
 from danlu.core.artifact import is_artifact, read_manifest
 from danlu.core.errors import DataError
-from danlu.evals.figures import Curve, LedgerLine, LineageStep
+from danlu.evals.figures import PER_ANSWER, PER_PAIR, PER_TOKEN, Curve, LedgerLine, LineageStep
 
 SHORT = 8  # characters of a fingerprint that name a folder
 TRAINER_LOG = "trainer_log.jsonl"
-LOSSES = {"loss": "training", "eval_loss": "held out"}  # keys of the log and what the curves are called
+# Keys of the log and what the curves are called. A policy's own loss says nothing, for its data change with it.
+LOSSES = {"loss": "training", "eval_loss": "held out"}
+REWARDS = {"rollout/reward": "reward", "eval_reward": "held out"}
+OF_PAIRS = "margin"  # a key that only the logs of trainings on pairs have
+ON_ANSWERS = ("rm", "dpo", "ppo")  # stages whose cutoff_len is that of a pair or of a prompt
 MAX_FIGURES = 6  # of an artifact's metrics that are told
 
 
@@ -60,14 +64,16 @@ def _artifact_of(folder: Path, fingerprint: str) -> Path | None:
 def trained_context(folder: Path) -> int | None:
     """How many tokens at a time a model learned from: the least `cutoff_len` in its making; None where nothing tells.
 
-    Beyond it a model reads positions that it never saw, whatever its config allows.
+    Beyond it a model reads positions that it never saw, whatever its config allows. Trainings on pairs and on answers do
+    not count: theirs is the length of what is judged, which takes no position away that the model knew before.
     """
     if not is_artifact(folder):
         return None
     manifest = read_manifest(folder)
     parents = [_artifact_of(folder, parent) for parent in manifest["parents"].values()]
     found = [trained_context(parent) for parent in parents if parent is not None]
-    found.append(manifest["config"].get("settings", {}).get("cutoff_len"))
+    if manifest["config"].get("stage") not in ON_ANSWERS:
+        found.append(manifest["config"].get("settings", {}).get("cutoff_len"))
     return min((length for length in found if length is not None), default=None)
 
 
@@ -101,18 +107,26 @@ def _changes(station: Mapping[str, Any]) -> str:
 
 
 def loss_curves(model: str, folder: Path) -> list[Curve]:
-    """The training loss and the held-out loss in the folder's trainer log; nothing where there is no log."""
+    """The training loss and the held-out loss in the folder's trainer log, or the rewards of a policy's answers.
+
+    Nothing where there is no log.
+    """
     path = folder / TRAINER_LOG
     if not path.is_file():
         return []
-    found: dict[str, tuple[list[int], list[float]]] = {label: ([], []) for label in LOSSES.values()}
+    found: dict[str, tuple[list[int], list[float]]] = {key: ([], []) for key in (*LOSSES, *REWARDS)}
+    of_pairs = False
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             row = json.loads(line)
-            for key, label in LOSSES.items():
+            of_pairs = of_pairs or OF_PAIRS in row
+            for key, (steps, values) in found.items():
                 if row.get(key) is not None:
-                    found[label][0].append(int(row["step"]))
-                    found[label][1].append(float(row[key]))
+                    steps.append(int(row["step"]))
+                    values.append(float(row[key]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"is no line of a trainer log: {error}", where=f"{path}:{number}") from None
-    return [Curve(model, label, steps, values) for label, (steps, values) in found.items() if steps]
+    of_answers = bool(found["rollout/reward"][0])
+    unit = PER_ANSWER if of_answers else PER_PAIR if of_pairs else PER_TOKEN
+    return [Curve(model, label, *found[key], unit) for key, label in (REWARDS if of_answers else LOSSES).items()
+            if found[key][0]]

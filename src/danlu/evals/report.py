@@ -18,12 +18,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danlu.core.terminal import visible
-from danlu.evals.figures import BitsRow, Report, Sample, SkillRow
+from danlu.evals.figures import (
+    ALL_PAIRS,
+    Answered,
+    BitsRow,
+    PreferenceRow,
+    Report,
+    RewardRow,
+    Sample,
+    SkillRow,
+    system_label,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
 
-FILES = ("report.html", "report.md", "report.json", "bits_per_byte.png", "exact_match.png", "loss.png")
+FILES = ("report.html", "report.md", "report.json", "bits_per_byte.png", "exact_match.png", "preferences.png", "loss.png")
+
+MAX_ON_ONE_LINE = 3  # figures that stand beside each other in a terminal with their intervals
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +67,15 @@ class SkillLine:
     num_prompts: int
 
 
+@dataclass(frozen=True, slots=True)
+class PreferenceLine:
+    """One category of pairs under the judge and all models."""
+
+    category: str
+    cells: Sequence[Cell]
+    num_pairs: int
+
+
 def write_report(report: Report, folder: Path) -> None:
     """Writes all files of the report into a folder. The same report gives the same bytes."""
     from danlu.evals import charts
@@ -61,8 +84,10 @@ def write_report(report: Report, folder: Path) -> None:
         charts.draw_bits(report.bits, report.model_names, folder / "bits_per_byte.png")
     if report.skills:
         charts.draw_skills(report.skills, report.model_names, folder / "exact_match.png")
+    if report.preferences or report.rewards:
+        charts.draw_preferences(report.preferences, report.rewards, report.model_names, folder / "preferences.png")
     if report.curves:
-        charts.draw_losses(report.curves, report.model_names, folder / "loss.png")
+        charts.draw_losses(report.curves, report.model_names, folder / "loss.png", report.judge)
     (folder / "report.json").write_text(json.dumps(report.to_json(), ensure_ascii=False, indent=1) + "\n", "utf-8")
     (folder / "report.md").write_text(markdown(report), "utf-8")
     (folder / "report.html").write_text(html(report, folder), "utf-8")
@@ -100,6 +125,24 @@ def skill_lines(report: Report) -> list[SkillLine]:
     return lines
 
 
+def preference_systems(report: Report) -> list[tuple[str, str]]:
+    """(kind, name) of the judge, if there is one, and of the models whose preferences were read."""
+    found = dict.fromkeys((row.kind, row.system) for row in report.preferences)
+    return sorted(found, key=lambda system: system[0] != "judge")
+
+
+def preference_lines(report: Report) -> list[PreferenceLine]:
+    """One line per category with a cell for the judge and each model; the highest figure of a model is the best."""
+    found = {(row.category, row.kind, row.system): row for row in report.preferences}
+    lines = []
+    for category in dict.fromkeys(row.category for row in report.preferences):
+        rows: list[PreferenceRow | None] = [found.get((category, *system)) for system in preference_systems(report)]
+        most = max((row.value for row in rows if row is not None and row.kind == "model"), default=None)
+        cells = [Cell(row, row is not None and row.kind == "model" and row.value == most) for row in rows]
+        lines.append(PreferenceLine(category, cells, max(row.num_pairs for row in rows if row is not None)))
+    return lines
+
+
 def html(report: Report, folder: Path) -> str:
     """The page, with the pictures of that folder inside it."""
     from jinja2 import Environment, StrictUndefined
@@ -115,10 +158,13 @@ def html(report: Report, folder: Path) -> str:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["visible"] = visible
+    environment.filters["number"] = number
+    environment.globals["system_label"] = system_label
     environment.filters["csp_hash"] = lambda css: base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     template = environment.from_string(resources.files("danlu.evals").joinpath("report.html").read_text("utf-8"))
     page = template.render(report=report, systems=systems_of(report), bits=bits_lines(report),
-                           skills=skill_lines(report), picture=picture)
+                           skills=skill_lines(report), preferences=preference_lines(report),
+                           preference_systems=preference_systems(report), picture=picture)
     return page.lstrip() + "\n"
 
 
@@ -137,6 +183,7 @@ def markdown(report: Report) -> str:
                   for line in skill_lines(report)]
         parts += ["## Tasks", "Exact match; in brackets 95 % Wilson intervals.", _table(table),
                   "![exact match](exact_match.png)"]
+    parts += _preference_parts(report)
     for heading, samples in (("Samples", report.samples), ("Free prompts", report.free)):
         if samples:
             parts += [f"## {heading}", *(_sample(sample) for sample in samples)]
@@ -158,6 +205,51 @@ def markdown(report: Report) -> str:
     if report.notes:
         parts += ["## Notes", "\n".join(f"- {_inline(note)}" for note in report.notes)]
     return "\n\n".join(parts) + "\n"
+
+
+def _preference_parts(report: Report) -> list[str]:
+    """The section “Preferences and rewards” in Markdown; nothing where neither was measured."""
+    if not report.preferences and not report.rewards:
+        return []
+    parts = ["## Preferences and rewards"]
+    if report.preferences:
+        table = [["pairs", *(system_label(*system) for system in preference_systems(report)), "number"]]
+        table += [[line.category, *(_share(cell) for cell in line.cells), f"{line.num_pairs:,}"]
+                  for line in preference_lines(report)]
+        parts += ["How often each prefers the chosen answer of a held-out pair: the judge by its scores, a model by the "
+                  "summed log-probability of the answer, whose difference DPO widens; in brackets 95 % Wilson "
+                  "intervals.",
+                  _table(table)]
+    if report.rewards:
+        kl = [f"KL to {report.reference}"] if report.reference else []
+        table = [["model", "judge's score", *kl, "exact match", "ended by itself", "tokens", "answers"]]
+        table += [[row.model, _score(row), *([_kl(row)] if kl else []), _exact(row), f"{100 * row.ended:.1f} %",
+                   f"{row.length:.1f}", f"{row.num_answers:,}"] for row in report.rewards]
+        parts += ["Answers drawn at temperature 1 for held-out prompts, which is what PPO trains; in brackets 95 % "
+                  "intervals over prompts. The score has no unit; KL is in nats per answer.", _table(table)]
+    return [*parts, "![preferences and rewards](preferences.png)"]
+
+
+def number(value: float, digits: int) -> str:
+    """A figure that may be negative, with a real minus and without one before zero."""
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def _interval(value: float, low: float | None, high: float | None, digits: int) -> str:
+    interval = "" if low is None or high is None else f" [{number(low, digits)} – {number(high, digits)}]"
+    return f"{number(value, digits)}{interval}"
+
+
+def _score(row: RewardRow) -> str:
+    return _interval(row.score, row.low, row.high, 3)
+
+
+def _kl(row: RewardRow) -> str:
+    return "–" if row.kl is None else _interval(row.kl, row.kl_low, row.kl_high, 2)
+
+
+def _exact(row: RewardRow) -> str:
+    return f"{100 * row.exact:.1f} % [{100 * row.exact_low:.1f} – {100 * row.exact_high:.1f}]"
 
 
 def _bits(cell: Cell) -> str:
@@ -182,9 +274,14 @@ def _ledger_cells(line: Any) -> list[str]:
 def _sample(sample: Sample) -> str:
     asked = f"**{_inline(sample.task)}**\n\n" if sample.task else ""
     expected = f"\n\nexpected: {_code(sample.expected)}" if sample.expected else ""
-    answers = [f"{_inline(answer.model)}{'' if answer.right is None else ' ✓' if answer.right else ' ✗'}:\n\n"
-               f"{_fence(answer.text)}" for answer in sample.answers]
+    answers = [f"{_inline(answer.model)}{_marks(answer)}:\n\n{_fence(answer.text)}" for answer in sample.answers]
     return "\n\n".join([f"{asked}{_fence(sample.prompt)}{expected}", *answers])
+
+
+def _marks(answer: Answered) -> str:
+    """Whether an answer is right and what the judge gave it, as far as that is known."""
+    right = "" if answer.right is None else " ✓" if answer.right else " ✗"
+    return right + ("" if answer.score is None else f" (score {number(answer.score, 2)})")
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -210,32 +307,74 @@ def _fence(text: str) -> str:
 
 def terminal_table(report: Report) -> "RenderableType":
     """The headline figures as tables for the terminal."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
-
-    def table(title: str, first: str, columns: Sequence[str], last: Sequence[str]) -> Table:
-        made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
-        made.add_column(first)
-        for name in [*columns, *last]:
-            made.add_column(Text(visible(name)), justify="right")
-        return made
 
     parts: list[RenderableType] = []
     if report.bits:
-        bits = table("bits per byte of held-out text (lower is better)", "text", systems_of(report),
-                     ("bytes", "documents"))
-        for line in bits_lines(report):
-            cells = [Text(_bits(cell).replace(" [", "\n["), style="bold green" if cell.best else "")
-                     for cell in line.cells]
-            bits.add_row(Text(visible(line.category)), *cells, f"{line.num_bytes:,}", f"{line.num_documents:,}")
-        parts.append(bits)
+        lines = bits_lines(report)
+        below = len(lines) > MAX_ON_ONE_LINE
+        bits = _terminal("", [line.category for line in lines])
+        for place, system in enumerate(systems_of(report)):
+            cells = [line.cells[place] for line in lines]
+            bits.add_row(Text(visible(system)), *(_shown(_bits(cell), cell.best, below) for cell in cells))
+        bits.add_row("bytes", *(f"{line.num_bytes:,}" for line in lines), style="dim")
+        bits.add_row("documents", *(f"{line.num_documents:,}" for line in lines), style="dim")
+        parts += [Text("bits per byte of held-out text (lower is better)", style="bold"), bits]
     if report.skills:
-        skills = table("exact match on held-out prompts (higher is better)", "task", report.model_names, ("prompts",))
+        skills = _terminal("task", report.model_names, ("prompts",))
         for task_line in skill_lines(report):
-            cells = [Text(_share(cell), style="bold green" if cell.best else "") for cell in task_line.cells]
-            skills.add_row(Text(visible(task_line.task)), *cells, f"{task_line.num_prompts:,}")
-        parts.append(skills)
+            shares = (_shown(_share(cell), cell.best, len(report.model_names) > MAX_ON_ONE_LINE)
+                      for cell in task_line.cells)
+            skills.add_row(Text(visible(task_line.task)), *shares, f"{task_line.num_prompts:,}")
+        parts += [Text("exact match on held-out prompts (higher is better)", style="bold"), skills]
+    if report.preferences or report.rewards:
+        parts += [Text("preferences of held-out pairs, and answers drawn at temperature 1", style="bold"),
+                  _terminal_preferences(report)]
     parts.extend(Text(visible(note), style="dim") for note in report.notes)
     return Group(*parts)
+
+
+def _terminal(first: str, columns: Sequence[str], last: Sequence[str] = ()) -> "Table":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=box.SIMPLE_HEAD)
+    made.add_column(first)
+    for name in [*columns, *last]:
+        made.add_column(Text(visible(name)), justify="right")
+    return made
+
+
+def _shown(figure: str, best: bool = False, below: bool = True) -> "Text":
+    """A figure with its interval, `below` it or behind."""
+    from rich.text import Text
+
+    return Text(figure.replace(" [", "\n[") if below else figure, style="bold green" if best else "")
+
+
+def _terminal_preferences(report: Report) -> "Table":
+    """The judge and the models below each other with what they prefer over all pairs, and what their answers are worth."""
+    from rich.text import Text
+
+    preferred = {(line.category, cell.row.kind, cell.row.system): cell for line in preference_lines(report)
+                 for cell in line.cells if cell.row is not None}
+    rewards = {row.model: row for row in report.rewards}
+    most = max((row.score for row in report.rewards), default=None)
+    columns = ["prefers chosen"] if preferred else []
+    columns += ["judge's score", *([f"KL to {report.reference}"] if report.reference else []), "exact"] if rewards else []
+    table = _terminal("model", columns)
+    judge = [("judge", report.judge)] if report.judge else []
+    for kind, name in [*judge, *(("model", name) for name in report.model_names)]:
+        cell, row = preferred.get((ALL_PAIRS, kind, name)), rewards.get(name) if kind == "model" else None
+        if cell is None and row is None:
+            continue
+        cells = [_shown(_share(cell), cell.best) if cell else _shown("–")] if preferred else []
+        if rewards and row is None:
+            cells += [_shown("–")] * (len(columns) - len(cells))
+        elif row is not None:
+            cells += [_shown(_score(row), row.score == most), *([_shown(_kl(row))] if report.reference else []),
+                      _shown(_exact(row))]
+        table.add_row(Text(visible(system_label(kind, name))), *cells)
+    return table

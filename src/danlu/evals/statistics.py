@@ -1,6 +1,7 @@
 """Intervals for measured figures: a figure without its uncertainty and its count invites wrong conclusions.
 
     low, high = ratio_interval(bits, num_bytes)     # bootstrap over documents
+    low, high = mean_interval(scores)               # bootstrap over prompts
     low, high = wilson_interval(successes=7, count=20)
 """
 
@@ -31,6 +32,11 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], *
         ratios.append((times @ above) / (times @ below))
     low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
     return float(low), float(high)
+
+
+def mean_interval(values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float] | None:
+    """95 % interval of a mean by a bootstrap over the items; None for fewer than two."""
+    return ratio_interval(values, np.ones(len(values)).tolist(), resamples=resamples, seed=seed)
 
 
 def wilson_interval(successes: float, count: int) -> tuple[float, float] | None:

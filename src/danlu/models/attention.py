@@ -4,10 +4,11 @@ transformers lets a function be registered by name as a model's attention and ha
 model is called with. So no model code is changed: `model.model(input_ids=…, position_ids=…, layout=layout)` arrives here
 with the batch's layout. Without a layout the function raises, because a mask-less call would silently mix documents.
 
-Plain documents (one branch) of similar length are laid side by side, filled up at their ends, and attended to in one
-causal call: the filling comes after every real token, so no real query sees it and its gradient is zero. A tree with
-several branches is attended to branch by branch, to [stem, branch], under a mask. What a model asks for beyond that (logit
-soft caps, sinks) raises `UnsupportedAttention`, and the loader falls back to padded rows.
+Sequences of similar length are laid side by side, filled up at their ends, and attended to in one causal call: the filling
+comes after every real token, so no real query sees it and its gradient is zero. A plain document is one sequence; a short
+tree with several branches is one for each, [stem, branch], where the stem's own attention is computed once too often but in
+few calls. A long tree is attended to branch by branch under a mask, its stem once. What a model asks for beyond that
+(logit soft caps, sinks) raises `UnsupportedAttention`, and the loader falls back to padded rows.
 
 Legend: H heads, T positions, L positions of one tree, D head width.
 """
@@ -24,7 +25,8 @@ from danlu.core.errors import DanluError
 from danlu.data.batch import Layout, Tree
 
 NAME = "danlu"
-FILL = 0.6  # a document this much shorter than a group's longest begins a group of its own
+FILL = 0.6  # a sequence this much shorter than a group's longest begins a group of its own
+SHORT = 256  # tokens of [stem, longest branch] up to which a tree is taken apart into sequences
 
 
 class UnsupportedAttention(DanluError):
@@ -69,7 +71,7 @@ def packed_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tenso
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How a row is attended to: groups of plain documents (the place of each position, how many documents), trees with
+    """How a row is attended to: groups of sequences (the place of each position, how many sequences), long trees with
     several branches, and where each of the row's positions stands in the outputs laid end to end (None: in place)."""
 
     groups: list[tuple[Tensor, int]]
@@ -77,37 +79,55 @@ class _Plan:
     order: Tensor | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    """A causal sequence: where its positions stand in the row, and from which of them on its outputs are used."""
+
+    places: Tensor
+    first: int
+
+    @classmethod
+    def of(cls, tree: Tree) -> "list[_Sequence]":
+        """The sequences [stem, branch] of a tree; the stem's outputs are taken from the first of them."""
+        stem, found, start = torch.arange(tree.start, tree.start + tree.stem), [], tree.start + tree.stem
+        for number, length in enumerate(tree.branches):
+            places = torch.cat([stem, torch.arange(start, start + length)])
+            if len(places) and (length or not number):
+                found.append(cls(places, tree.stem if number else 0))
+            start += length
+        return found
+
+
 def _plan(layout: Layout, device: torch.device) -> _Plan:
-    plain = sorted((tree for tree in layout.trees if len(tree.branches) == 1), key=lambda tree: (-tree.length, tree.start))
-    several = [tree for tree in layout.trees if len(tree.branches) > 1]
-    groups: list[list[Tree]] = []
-    for tree in plain:
-        if tree.length:
-            if not groups or tree.length < FILL * groups[-1][0].length:
-                groups.append([])
-            groups[-1].append(tree)
+    long = [tree for tree in layout.trees if len(tree.branches) > 1 and tree.stem + max(tree.branches) > SHORT]
+    sequences = [sequence for tree in layout.trees if tree not in long for sequence in _Sequence.of(tree)]
+    groups: list[list[_Sequence]] = []
+    for sequence in sorted(sequences, key=lambda sequence: -len(sequence.places)):
+        if not groups or len(sequence.places) < FILL * len(groups[-1][0].places):
+            groups.append([])
+        groups[-1].append(sequence)
     order = torch.empty(len(layout.documents_T), dtype=torch.long)
     placed, done = [], 0
     for group in groups:
-        longest = group[0].length
-        within = torch.arange(longest)
-        # positions after a document's end repeat its last token: anything will do there
-        places = torch.stack([tree.start + within.clamp(max=tree.length - 1) for tree in group])
-        for row, tree in enumerate(group):
-            first = done + row * longest
-            order[tree.start:tree.start + tree.length] = torch.arange(first, first + tree.length)
-        placed.append((places.flatten().to(device), len(group)))
+        longest = len(group[0].places)
+        rows = torch.empty(len(group), longest, dtype=torch.long)
+        for row, sequence in enumerate(group):
+            length, begin = len(sequence.places), done + row * longest
+            rows[row, :length] = sequence.places
+            rows[row, length:] = sequence.places[-1]  # after a sequence's end anything will do: its last token again
+            order[sequence.places[sequence.first:]] = torch.arange(begin + sequence.first, begin + length)
+        placed.append((rows.flatten().to(device), len(group)))
         done += longest * len(group)
-    for tree in several:
+    for tree in long:
         order[tree.start:tree.start + tree.length] = torch.arange(done, done + tree.length)
         done += tree.length
-    in_place = bool(torch.equal(order, torch.arange(len(order)))) and done == len(order)
-    return _Plan(placed, several, None if in_place else order.to(device))
+    in_place = done == len(order) and bool(torch.equal(order, torch.arange(len(order))))
+    return _Plan(placed, long, None if in_place else order.to(device))
 
 
 def _tree(tree: Tree, q: Tensor, k: Tensor, v: Tensor, scaling: float | None, dropout: float, window: int | None
           ) -> Tensor:
-    """The output [L, H, D] of one tree with several branches."""
+    """The output [L, H, D] of one long tree with several branches."""
     sizes = [tree.stem + tree.branches[0], *tree.branches[1:]]  # the stem rides with the first branch
     parts = []
     stem_k, stem_v = k[:, :, :tree.stem], v[:, :, :tree.stem]

@@ -284,7 +284,8 @@ class _Rows:
     def keep(self, places: list[int]) -> None:
         """Takes these rows, each as often as it is named; this copies their cache once."""
         index = torch.tensor(places, device=self.logits_BV.device)
-        self.cache.reorder_cache(index)  # batch_select_indices does the same, but not for layers that keep a state
+        # batch_select_indices would do the same, but not for layers that keep a state
+        self.cache.reorder_cache(index)  # type: ignore[arg-type]  # a LongTensor is a Tensor of int64
         self.mask_BT = None if self.mask_BT is None else self.mask_BT[index]
         self.positions_B, self.logits_BV = self.positions_B[index], self.logits_BV[index]
         self.rows = [self.rows[place] for place in places]

@@ -6,7 +6,8 @@ soft cap c·tanh(z/c) (Gemma 2), and for a policy that samples with a temperatur
 - `weighted_sum`: Σ c_s·log p(y_s) with coefficients known beforehand, as in language modelling. The gradients are
   computed in the forward pass while a chunk's probabilities are at hand: 6·S·V·D operations, and no logits are kept.
 - `logprobs`: a differentiable log p for each site, for objectives whose coefficients follow from the log-probabilities.
-  The backward pass computes each chunk again: 8·S·V·D operations.
+  The backward pass goes on from the probabilities where they fit into `KEPT_ELEMENTS`, else it computes each chunk
+  again: 6 or 8·S·V·D operations.
 
 One chunk is four sweeps over a buffer that is reused (a fresh buffer costs as much in page faults as the arithmetic):
 the product, torch's fused softmax, and the two products of the gradient. The target's own term c·W[y] is added apart.
@@ -22,6 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 1 << 25  # of the logits buffer: 128 MiB in float32
+KEPT_ELEMENTS = 1 << 28  # of probabilities kept for a backward pass: 1 GiB in float32
+FAINT = 1e-30  # below this a float32 probability loses digits, and its logarithm is taken from the logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +46,15 @@ class SiteStatistics:
 
 
 class Workspace:
-    """The logits buffer, kept between calls."""
+    """The logits buffer, kept between calls. `uses` tells whether somebody has written into it since."""
 
     def __init__(self) -> None:
         self._buffer: Tensor | None = None
+        self.uses = 0
 
     def take(self, rows: int, like: Tensor, width: int) -> Tensor:
         """A [rows, width] tensor of undefined content with the dtype and device of `like`."""
+        self.uses += 1
         buffer = self._buffer
         if buffer is None or buffer.dtype != like.dtype or buffer.device != like.device or buffer.numel() < rows * width:
             self._buffer = buffer = torch.empty(rows * width, dtype=like.dtype, device=like.device)
@@ -66,9 +71,17 @@ class _Pass:
     workspace: Workspace
     statistics: bool = False
 
-    def run(self, h_SD: Tensor, y_S: Tensor, c_S: Tensor | None, weight_grad: bool
-            ) -> tuple[SiteStatistics, Tensor | None, Tensor | None, Tensor | None]:
-        """Statistics, and with coefficients the gradients of Σ c·logp by h, W and b."""
+    def can_keep(self, h_SD: Tensor) -> bool:
+        """Whether the probabilities of all sites fit into the workspace as they are needed for the gradients."""
+        plain = self.shape.softcap is None and h_SD.dtype == torch.promote_types(h_SD.dtype, torch.float32)
+        return plain and 0 < len(h_SD) * len(self.weight_VD) <= KEPT_ELEMENTS
+
+    def run(self, h_SD: Tensor, y_S: Tensor, c_S: Tensor | None, weight_grad: bool, *, kept_SV: Tensor | None = None,
+            known: bool = False) -> tuple[SiteStatistics, Tensor | None, Tensor | None, Tensor | None]:
+        """Statistics, and with coefficients the gradients of Σ c·logp by h, W and b.
+
+        kept_SV  where the probabilities are to be kept, or (`known`) where they are since an earlier call
+        """
         num_sites, vocab = len(h_SD), len(self.weight_VD)
         weight = self.weight_VD.to(h_SD.dtype)
         wide = torch.promote_types(h_SD.dtype, torch.float32)  # softmax and sums are never in half precision
@@ -82,7 +95,12 @@ class _Pass:
         for start in range(0, num_sites, rows):
             part = slice(start, start + rows)
             x, y = h_SD[part], y_S[part]
-            p, slope = self._probabilities(x, weight, y, logp[part], wide)
+            slope = None
+            if known and kept_SV is not None:
+                p = kept_SV[part]
+            else:
+                z = self.workspace.take(len(x), x, vocab) if kept_SV is None else kept_SV[part]
+                p, slope = self._probabilities(x, weight, y, logp[part], wide, z)
             if entropy is not None and argmax is not None:
                 entropy[part] = torch.special.entr(p).sum(1)
                 argmax[part] = p.argmax(1)
@@ -103,10 +121,21 @@ class _Pass:
                 grad_b.sub_((p * c).sum(0)).index_add_(0, y, own[:, 0].to(grad_b.dtype))
         return SiteStatistics(logp, entropy, argmax), grad_h, grad_w, grad_b
 
-    def _probabilities(self, x: Tensor, weight: Tensor, y: Tensor, logp: Tensor, wide: torch.dtype
+    def _probabilities(self, x: Tensor, weight: Tensor, y: Tensor, logp: Tensor, wide: torch.dtype, z: Tensor
                        ) -> tuple[Tensor, Tensor | None]:
-        """softmax(z) in the workspace [rows, V], and the slope of the soft cap; fills in log p(y)."""
-        z = self.workspace.take(len(x), x, len(weight))
+        """softmax(z) in the buffer z [rows, V], and the slope of the soft cap; fills in log p(y)."""
+        z, slope = self._logits(x, weight, wide, z)
+        torch.softmax(z, 1, out=z)
+        p_y = z.gather(1, y[:, None])[:, 0]
+        torch.log(p_y, out=logp)
+        faint = torch.nonzero(p_y < FAINT)[:, 0]
+        if len(faint):
+            again = self._logits(x[faint], weight, wide, torch.empty_like(z[faint], dtype=x.dtype))[0]
+            logp[faint] = again.log_softmax(1).gather(1, y[faint, None])[:, 0]
+        return z, slope
+
+    def _logits(self, x: Tensor, weight: Tensor, wide: torch.dtype, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """z = f(x·Wᵀ + b) in the buffer z [rows, V], and the slope of the soft cap."""
         torch.mm(x, weight.t(), out=z)
         z = z.to(wide)
         if self.bias_V is not None:
@@ -120,11 +149,6 @@ class _Pass:
             torch.mul(tanh, self.shape.softcap, out=z)
         if self.shape.temperature != 1.0:
             z.div_(self.shape.temperature)
-        target = z.gather(1, y[:, None])[:, 0]
-        highest = z.amax(1)
-        torch.softmax(z, 1, out=z)
-        # The largest probability is exactly 1/Σexp(z − max), so its logarithm gives logsumexp without another sweep.
-        torch.add(target - highest, z.amax(1).log(), out=logp)
         return z, slope
 
 
@@ -157,14 +181,17 @@ class _WeightedSum(torch.autograd.Function):
 
 
 class _Logprobs(torch.autograd.Function):
-    """log p of each site; the backward pass computes the probabilities again."""
+    """log p of each site; the backward pass takes the probabilities from the workspace if they are still there."""
 
     @staticmethod
     def forward(ctx: Any, h_SD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, y_S: Tensor, head: _Pass
                 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         ctx.save_for_backward(h_SD, y_S)
-        ctx.head = head
-        found = head.run(h_SD, y_S, None, False)[0]
+        ctx.head, ctx.kept = head, None
+        if any(ctx.needs_input_grad) and head.can_keep(h_SD):
+            ctx.kept = head.workspace.take(len(h_SD), h_SD, len(weight_VD))
+            ctx.uses = head.workspace.uses
+        found = head.run(h_SD, y_S, None, False, kept_SV=ctx.kept)[0]
         rest = [item for item in (found.entropy_S, found.argmax_S) if item is not None]
         ctx.mark_non_differentiable(*rest)
         return found.logprobs_S, found.entropy_S, found.argmax_S
@@ -175,7 +202,8 @@ class _Logprobs(torch.autograd.Function):
         h_SD, y_S = ctx.saved_tensors
         head, needs_w = ctx.head, ctx.needs_input_grad[1]
         again = _Pass(head.weight_VD, head.bias_V, head.shape, head.workspace)
-        return (*again.run(h_SD, y_S, grad_S, needs_w)[1:], None, None)
+        kept = ctx.kept if ctx.kept is not None and ctx.uses == head.workspace.uses else None
+        return (*again.run(h_SD, y_S, grad_S, needs_w, kept_SV=kept, known=kept is not None)[1:], None, None)
 
 
 def weighted_sum(h_SD: Tensor, weight_VD: Tensor, y_S: Tensor, c_S: Tensor, *, workspace: Workspace,

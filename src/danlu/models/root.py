@@ -82,11 +82,15 @@ class Trunk(nn.Module):
 
 
 class Root(Trunk):
-    """A causal language model with its head read at sites only."""
+    """A causal language model with its head read at sites only.
+
+    num_ids  ids from here on do not exist and count in no probability (a vocabulary may be padded beyond its tokenizer)
+    """
 
     def __init__(self, lm: PreTrainedModel, *, packs: bool = True) -> None:
         super().__init__(lm, packs)
         self.shape = head_shape(lm)
+        self.num_ids: int | None = None
         self._workspace = head.Workspace()
 
     def forward(self, batch: Batch, coefficients_S: Tensor | None = None, statistics: bool = False) -> SiteReading:
@@ -95,11 +99,14 @@ class Root(Trunk):
         if self.autocast is not None:
             site_SD = site_SD.to(self.autocast)  # the head's products too; its softmax and sums stay in float32
         output = self.lm.get_output_embeddings()
-        options: dict[str, Any] = {"bias_V": output.bias, "shape": self.shape, "workspace": self._workspace}
+        weight_VD, bias_V = output.weight, output.bias
+        if self.num_ids is not None:
+            weight_VD, bias_V = weight_VD[:self.num_ids], None if bias_V is None else bias_V[:self.num_ids]
+        options: dict[str, Any] = {"bias_V": bias_V, "shape": self.shape, "workspace": self._workspace}
         if coefficients_S is None:
-            found = head.logprobs(site_SD, output.weight, batch.site_target_S, statistics=statistics, **options)
+            found = head.logprobs(site_SD, weight_VD, batch.site_target_S, statistics=statistics, **options)
             return SiteReading(found.logprobs_S, None, found.entropy_S, found.argmax_S)
-        total, logprobs_S = head.weighted_sum(site_SD, output.weight, batch.site_target_S, coefficients_S, **options)
+        total, logprobs_S = head.weighted_sum(site_SD, weight_VD, batch.site_target_S, coefficients_S, **options)
         return SiteReading(logprobs_S, total)
 
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 def inspect_step(recipe: Recipe, name: str, console: "Console", *, runs: str | Path = "runs", number: int = 3,
                  at: int = 0, model: str | None = None) -> None:
-    """Prints the micro-batches of optimizer step `at` and its first `number` examples.
+    """Prints the micro-batches of optimizer step `at` and its first `number` examples; where answers are sampled, the
+    prompts of rollout `at`.
 
     Prepares the examples if they are not there yet. Raises ConfigError for a step that trains nothing, and for one whose
     inputs have not been made.
@@ -54,7 +55,7 @@ def _context(recipe: Recipe, name: str, console: "Console", runs: str | Path) ->
     module: Any = importlib.import_module(STAGES[step.stage])
     if not hasattr(module, "prepare_examples"):
         raise ConfigError(f"step “{name}” ({step.stage}) trains nothing",
-                          hint="inspect shows what pt and sft steps train on; `danlu ledger` shows the rest.")
+                          hint="inspect shows what pt, sft, rm, dpo and ppo steps train on; `danlu ledger` shows the rest.")
     planned = plan(recipe, runs).steps[name]
     for text, item in planned.inputs.items():
         if item.kind == STEP and item.folder is None:
@@ -81,11 +82,21 @@ def _prepared(context: Context, module: Any, tokenizer: Any, run: Path) -> Prepa
 def _batch(prepared: Prepared, context: Context, at: int) -> Any:
     from danlu.data.loader import Loader
 
-    loader = Loader(prepared.train, seed=context.seed, **context.settings.batch_size())
-    total = context.settings.max_steps or loader.num_steps(context.settings.num_train_epochs)
+    settings = context.settings
+    loader = Loader(prepared.train, seed=context.seed, **settings.batch_size())
+    if settings.max_steps is None:
+        total = loader.num_steps(settings.num_train_epochs)
+    else:
+        total = -(-settings.max_steps // getattr(settings, "stride", 1))
     if at >= total:
-        raise ConfigError(f"the training has {total} steps; there is no step {at}", hint="--at counts from 0.")
+        unit = _unit(settings).split()[-1]
+        raise ConfigError(f"the training has {total} {unit}s; there is no {unit} {at}", hint="--at counts from 0.")
     return loader.batch(at)
+
+
+def _unit(settings: Any) -> str:
+    """What takes its examples from the data at once; several optimizer steps share a rollout's prompts."""
+    return "rollout" if hasattr(settings, "stride") else "optimizer step"
 
 
 def _show_batch(console: "Console", context: Context, prepared: Prepared, batch: Any, at: int) -> None:
@@ -99,7 +110,9 @@ def _show_batch(console: "Console", context: Context, prepared: Prepared, batch:
     console.print(f"{prepared.artifact.folder}: {len(store):,} examples, {store.num_tokens:,} tokens, "
                   f"{store.num_targets:,} of them learned" + ("" if prepared.held_out is None else
                   f"; {len(prepared.held_out):,} examples held out"))
-    table = Table(title=f"optimizer step {at}: {len(batch.examples)} examples, each attending to itself alone")
+    unit = _unit(context.settings)
+    what = "prompts to be answered" if unit == "rollout" else "examples, each attending to itself alone"
+    table = Table(title=f"{unit} {at}: {len(batch.examples)} {what}")
     for title in ("micro-batch", "examples", "tokens", "learned", "lengths"):
         table.add_column(title, justify="left" if title == "lengths" else "right")
     device = context.settings.device

@@ -88,7 +88,7 @@ class Sampler:
             completions = generate(policy.lm, [prompt.stem.tolist() for prompt in prompts], pad_id=0,
                                    max_new_tokens=self.max_new_tokens, stop_ids=self.stop_ids, num_ids=self.num_ids,
                                    temperature=self.temperature, seeds=list(seeds), batch_size=self.batch_size)
-        examples = [Example(prompt.stem, (Branch(np.asarray(completion.tokens)),), prompt.source, prompt.category, prompt.id)
+        examples = [Example(prompt.stem, (Branch(completion.tokens),), prompt.source, prompt.category, prompt.id)
                     for prompt, completion in zip(prompts, completions)]
         scores = self._read(self.reward, examples, "scores_N")
         values = self._read(self.trained.critic, examples, "values_S")
@@ -180,7 +180,9 @@ class RolloutSource:
         rollout = self._made[1]
         turn, mini = divmod(place, self.num_mini_batches)
         order = _generator(self.seed, ORDER, number, turn).permutation(len(rollout.examples))
-        chosen = np.array_split(order, self.num_mini_batches)[mini]
+        # The last prompts of an epoch may be fewer than the mini-batches; then each is one of them, some more than once.
+        parts = np.array_split(order, min(self.num_mini_batches, len(order)))
+        chosen = parts[mini % len(parts)]
         return StepBatch(rollout.epoch, rollout.indices[chosen], [rollout.examples[index] for index in chosen],
                          rollout.metrics if place == 0 else {})
 

@@ -82,6 +82,8 @@ def show_example(example: Example, tokenizer: Any, bits: Sequence[np.ndarray] | 
             text.append(visible(piece.text), style=STEM[i % 2])
         parts.append(text)
     for number, branch in enumerate(example.branches):
+        if not len(branch.tokens):  # a prompt, whose answer is yet to be sampled
+            continue
         prices = None if bits is None else bits[number]
         found = list(split_pieces(branch.tokens, branch.weights, tokenizer, prices))
         label = _label(example, number)

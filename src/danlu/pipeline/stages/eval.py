@@ -6,9 +6,14 @@
       corpus: corpus
       tasks: [task:skills]
       prompts: ["Who are you?"]
+      judge: judge
+      preferences: [task:skills]
+      reference: chat
 
 Bits per byte are counted on the corpus's held-out documents and stand beside gzip, xz and an n-gram model of the same
-training text. The newest report of a step is also found at `runs/<recipe>/<step>/report.html`.
+training text. A judge scores the pairs of `preferences` and what the models answer to the tasks' prompts at temperature 1;
+how far these answers have moved from the `reference` is the KL divergence. The newest report of a step is also found at
+`runs/<recipe>/<step>/report.html`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,15 +32,17 @@ from danlu.pipeline.context import FILES, HUB, TASK, Context, Forecast, Input, R
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from danlu.evals.figures import Answered, BitsRow, Curve, ModelEntry, Report, SkillRow
+    from danlu.evals.figures import BitsRow, Curve, ModelEntry, Report, SkillRow
     from danlu.evals.generative import Question
     from danlu.models.load import Loaded
+    from danlu.pipeline.judging import Jury, Shown
 
 KIND = "report"
-SCHEMA = 2
+SCHEMA = 3
 NGRAM = "n-gram"
-READ_FOR_BITS = ("max_bytes", "cutoff_len", "ngram_max_bytes", "micro_batch_tokens")
+READ_FOR_BITS = ("max_bytes", "cutoff_len", "ngram_max_bytes")
 READ_FOR_TASKS = ("num_prompts", "samples")
+READ_FOR_PAIRS = ("num_pairs",)
 READ_FOR_ANSWERS = ("max_new_tokens", "batch_size")
 LONGEST_WINDOW = 2048  # tokens, for models that do not say what they were trained on
 
@@ -53,10 +60,14 @@ class Settings(Config):
     max_new_tokens: int = Field(64, ge=1, description="longest answer, in tokens")
     samples: int = Field(10, ge=0, description="answers to task prompts that are shown side by side")
     prompts: tuple[str, ...] = Field((), description="free prompts whose answers are shown side by side")
+    judge: str | None = Field(None, description="a reward model: a step (stage rm), folder or hub id; scores answers")
+    preferences: tuple[str, ...] = Field((), description="tasks (their held-out pairs) or files of preferences")
+    num_pairs: int = Field(300, ge=1, description="pairs for each entry of preferences")
+    reference: str | None = Field(None, description="one of models: how far the others have moved from it (KL)")
     batch_size: int = free(64, ge=1, description="prompts answered at once")
     micro_batch_tokens: int = free(8192, ge=1, description="tokens scored at once")
 
-    @field_validator("models", "tasks")
+    @field_validator("models", "tasks", "preferences")
     @classmethod
     def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) < len(names):
@@ -65,28 +76,41 @@ class Settings(Config):
 
     @model_validator(mode="after")
     def _eval_reads_all(self) -> "Settings":
-        asked = bool(self.tasks or self.prompts)
+        asked, judged = bool(self.tasks or self.prompts), self.judge is not None
         for needed, there, names in (("corpus", self.corpus is not None, READ_FOR_BITS),
                                      ("tasks", bool(self.tasks), READ_FOR_TASKS),
-                                     ("tasks or prompts", asked, READ_FOR_ANSWERS)):
-            unread = [name for name in names if name in self.model_fields_set]
+                                     ("tasks or prompts", asked, READ_FOR_ANSWERS),
+                                     ("preferences", bool(self.preferences), READ_FOR_PAIRS),
+                                     ("tasks, prompts or preferences", asked or bool(self.preferences), ("judge",)),
+                                     ("a judge and tasks", judged and bool(self.tasks), ("reference",)),
+                                     ("corpus, preferences or judge", bool(self.corpus or self.preferences) or judged,
+                                      ("micro_batch_tokens",))):
+            unread = [name for name in names if name in self.model_fields_set and getattr(self, name) is not None]
             if unread and not there:
                 raise ValueError(f"{unread[0]} is read with {needed} only")
         return self
 
 
 def references(settings: Settings) -> list[Reference]:
-    """The models, the corpus and the tasks."""
+    """The models, the corpus, the tasks, the judge and the preferences; `reference` is one of the models."""
     found = [Reference(("models", place), text, ("model", FILES, HUB)) for place, text in enumerate(settings.models)]
     if settings.corpus is not None:
         found.append(Reference(("corpus",), settings.corpus, ("corpus",)))
-    return found + [Reference(("tasks", place), text, (TASK,)) for place, text in enumerate(settings.tasks)]
+    found += [Reference(("tasks", place), text, (TASK,)) for place, text in enumerate(settings.tasks)]
+    if settings.judge is not None:
+        found.append(Reference(("judge",), settings.judge, ("reward_model", FILES, HUB)))
+    pairs = enumerate(settings.preferences)
+    return found + [Reference(("preferences", place), text, (FILES, TASK)) for place, text in pairs]
 
 
 def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
-    """Raises ConfigError where there is nothing to measure."""
-    if settings.corpus is None and not settings.tasks and not settings.prompts:
-        raise ConfigError("there is nothing to measure the models on", hint="Set corpus, tasks or prompts.")
+    """Raises ConfigError where there is nothing to measure, and for a reference that is none of the models."""
+    if settings.corpus is None and not settings.tasks and not settings.prompts and not settings.preferences:
+        raise ConfigError("there is nothing to measure the models on",
+                          hint="Set corpus, tasks, prompts or preferences.")
+    if settings.reference is not None and settings.reference not in settings.models:
+        raise ConfigError(f"“{settings.reference}” is none of the models that are measured", key="reference",
+                          hint="Write it as in `models`, or add it there.")
 
 
 def forecast(settings: Settings, inputs: Mapping[str, Input]) -> Forecast:
@@ -96,7 +120,11 @@ def forecast(settings: Settings, inputs: Mapping[str, Input]) -> Forecast:
         notes.append(f"scores up to {settings.max_bytes:,} held-out bytes per category and model")
     if settings.tasks or settings.prompts:
         answers = settings.num_prompts * len(settings.tasks) + len(settings.prompts)
+        answers += settings.num_prompts * len(settings.tasks) if settings.judge is not None else 0  # drawn ones
         notes.append(f"up to {answers * len(settings.models):,} answers of at most {settings.max_new_tokens} tokens")
+    if settings.preferences:
+        pairs = settings.num_pairs * len(settings.preferences)
+        notes.append(f"up to {pairs:,} pairs, read by {len(settings.models) + (settings.judge is not None)} models")
     return Forecast(notes=notes)
 
 
@@ -108,8 +136,8 @@ class _Findings:
     bits: "list[BitsRow]" = field(default_factory=list)
     skills: "list[SkillRow]" = field(default_factory=list)
     curves: "list[Curve]" = field(default_factory=list)
-    shown: "dict[int, list[Answered]]" = field(default_factory=dict)  # by the place of the prompt
-    free: "dict[int, list[Answered]]" = field(default_factory=dict)
+    shown: "dict[int, list[Shown]]" = field(default_factory=dict)  # by the place of the prompt
+    free: "dict[int, list[Shown]]" = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -117,27 +145,38 @@ def run(context: Context) -> dict[str, Any]:
     """Measures everything, writes the report and prints its headline. Returns the figures by name."""
     from danlu.evals.figures import Report, Sample
     from danlu.evals.generative import shown, spread
-    from danlu.evals.lineage import trace
+    from danlu.evals.lineage import loss_curves, trace
     from danlu.evals.report import terminal_table, write_report
+    from danlu.pipeline.judging import Jury
 
     settings: Settings = context.settings
     found = _Findings()
+    named = [*settings.models, *([settings.judge] if settings.judge is not None else [])]
+    names = {text: _display_name(named, text) for text in named}
     texts = _heldout(context, found.notes)
     questions = _questions(context, found.notes)
     found.shown = {place: [] for place in spread(questions, settings.samples)}
+    jury = Jury(context, names, found.notes)
     for text in settings.models:
-        _measure(context, text, texts, questions, found)
+        _measure(context, text, names[text], texts, questions, found, jury)
+    jury.ask_reference()
+    jury.ask_judge()
     if texts:
         found.bits += _baselines(context, texts, found.notes)
-    folders = [source.folder for text in (*settings.models, settings.corpus)
+    folders = [source.folder for text in (*settings.models, settings.corpus, settings.judge)
                if text is not None and (source := context.inputs[text]).folder is not None]
+    if settings.judge is not None and (folder := context.inputs[settings.judge].folder) is not None:
+        found.curves += loss_curves(names[settings.judge], folder)
     lineage, ledger = trace(folders)
     report = Report(
         title=f"{context.work.parent.parent.name} · {context.step}", fingerprint=context.fingerprint,
-        models=found.models, bits=found.bits, skills=found.skills,
-        samples=[Sample(question.name, shown(question.messages), question.prompt.answer, answers)
+        models=found.models, bits=found.bits, skills=found.skills, preferences=jury.preferences(), rewards=jury.rewards(),
+        judge=names.get(settings.judge or "", ""), reference=names.get(settings.reference or "", ""),
+        samples=[Sample(question.name, shown(question.messages), question.prompt.answer,
+                        [item.answered for item in answers])
                  for place, answers in found.shown.items() if answers for question in (questions[place],)],
-        free=[Sample("", settings.prompts[place], "", answers) for place, answers in sorted(found.free.items())],
+        free=[Sample("", settings.prompts[place], "", [item.answered for item in answers])
+              for place, answers in sorted(found.free.items())],
         lineage=lineage, ledger=ledger, curves=found.curves, notes=found.notes)
     write_report(report, context.work)
     context.console.print(terminal_table(report))
@@ -145,9 +184,22 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def figures(report: "Report") -> dict[str, float | int]:
-    """The headline numbers by name: `bits_per_byte/zh/base`, `exact_match/copy/chat`."""
+    """The headline numbers by name: `bits_per_byte/zh/base`, `exact_match/copy/chat`, `kl/aligned`.
+
+    Of pairs `pair_accuracy/judge` and `prefers_chosen/chat`, with a category behind them for a part of the pairs; of
+    answers at temperature 1 `judge_score/chat`, `kl/chat` and `sampled_exact_match/chat`.
+    """
+    from danlu.evals.figures import ALL_PAIRS
+
     named: dict[str, float | int] = {f"bits_per_byte/{row.category}/{row.system}": row.value for row in report.bits}
     named |= {f"exact_match/{row.task}/{row.model}": row.value for row in report.skills}
+    for row in report.preferences:
+        name = "pair_accuracy/judge" if row.kind == "judge" else f"prefers_chosen/{row.system}"
+        named[name if row.category == ALL_PAIRS else f"{name}/{row.category}"] = row.value
+    for reward in report.rewards:
+        named |= {f"judge_score/{reward.model}": reward.score, f"sampled_exact_match/{reward.model}": reward.exact}
+        if reward.kl is not None:
+            named[f"kl/{reward.model}"] = reward.kl
     return named
 
 
@@ -201,8 +253,8 @@ def _questions(context: Context, notes: list[str]) -> "list[Question]":
     return list(found.values())
 
 
-def _measure(context: Context, text: str, texts: Mapping[str, Sequence[Document]], questions: "Sequence[Question]",
-             found: _Findings) -> None:
+def _measure(context: Context, text: str, name: str, texts: Mapping[str, Sequence[Document]],
+             questions: "Sequence[Question]", found: _Findings, jury: "Jury") -> None:
     """Everything about one model; its memory is free again afterwards."""
     import torch
 
@@ -213,7 +265,6 @@ def _measure(context: Context, text: str, texts: Mapping[str, Sequence[Document]
 
     settings: Settings = context.settings
     source = context.inputs[text]
-    name = _display_name(settings.models, text)
     loaded = load_model(source.folder or text, device="cuda" if torch.cuda.is_available() else "cpu")
     window = _window(context)
     window = min(window, max_positions(loaded.lm) or window)
@@ -224,7 +275,8 @@ def _measure(context: Context, text: str, texts: Mapping[str, Sequence[Document]
     if texts:
         found.bits += _model_bits(context, name, loaded, texts, window, found.notes)
     if questions or settings.prompts:
-        _answers(context, name, loaded, questions, found)
+        _answers(context, name, loaded, questions, found, jury)
+    jury.prefer(name, loaded)
 
 
 def _window(context: Context) -> int:
@@ -321,10 +373,12 @@ def _training_text(context: Context, notes: list[str]) -> list[bytes]:
     return [part for part in parts if part]
 
 
-def _answers(context: Context, name: str, loaded: "Loaded", questions: "Sequence[Question]", found: _Findings) -> None:
-    """Tasks and free prompts under the chat template."""
+def _answers(context: Context, name: str, loaded: "Loaded", questions: "Sequence[Question]", found: _Findings,
+             jury: "Jury") -> None:
+    """Tasks and free prompts under the chat template, greedily and for the judge also drawn."""
     from danlu.evals.figures import Answered
     from danlu.evals.generative import Answerer, skill_rows
+    from danlu.pipeline.judging import Shown
 
     settings: Settings = context.settings
     try:
@@ -335,16 +389,22 @@ def _answers(context: Context, name: str, loaded: "Loaded", questions: "Sequence
         return
     dialogues = [question.messages for question in questions] + [(Message("user", text),) for text in settings.prompts]
     with context.progress(f"{name}: answers", total=len(dialogues)) as bar:
-        answers = answerer.answer(dialogues, lambda done: bar.update(done))
-    scored = [question.scored(answer) for question, answer in zip(questions, answers, strict=False)]
+        answers = answerer.say(dialogues, lambda done: bar.update(done))
+    texts = ["" if said is None else said.text for said in answers]
+    scored = [question.scored(text) for question, text in zip(questions, texts, strict=False)]
     found.skills += skill_rows(name, scored)
+    shown = []
     for place, row in found.shown.items():
-        row.append(Answered(name, scored[place].completion, scored[place].score == 1.0))
-    for place, answer in enumerate(answers[len(questions):]):
-        found.free.setdefault(place, []).append(Answered(name, answer, None))
+        row.append(Shown(Answered(name, texts[place], scored[place].score == 1.0), answers[place]))
+        shown.append(row[-1])
+    for place, said in enumerate(answers[len(questions):]):
+        row = found.free.setdefault(place, [])
+        row.append(Shown(Answered(name, "" if said is None else said.text, None), said))
+        shown.append(row[-1])
     num_wrong = sum(place < len(questions) for place in answerer.unasked)
     for number, what, so in ((num_wrong, "prompts of tasks", "count as wrong"),
                              (len(answerer.unasked) - num_wrong, "free prompts", "were not asked")):
         if number:
             found.notes.append(f"{name}: {number} {what} left no room for an answer of {settings.max_new_tokens} tokens "
                                f"(or were refused by the chat template) and {so}")
+    jury.hear(name, loaded, answerer, questions, shown)

@@ -23,7 +23,7 @@ from danlu.core.errors import ConfigError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Prompt
 from danlu.models.adapters import AdapterConfig
-from danlu.pipeline.context import FILES, HUB, TASK, Amount, Context, Forecast, Input, Reference
+from danlu.pipeline.context import FILES, HUB, TASK, Amount, Context, Forecast, Input, Reference, SingleProcess
 from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, split_by_hash
 from danlu.pipeline.models import adapter_of, model_config, model_references, place
 from danlu.pipeline.training import (
@@ -139,6 +139,7 @@ def run(context: Context) -> dict[str, Any]:
     from danlu.rollout.source import Estimator, RolloutSource, Sampler, held_out_reward
     from danlu.tokens.codec import num_ids
 
+    context = replace(context, world=SingleProcess())  # the others wait for this one and answer no question
     settings = context.settings
     source = tokenizer_of(context)
     tokenizer = load_tokenizer(source)
@@ -191,7 +192,7 @@ def _policy(context: Context, compute: Compute, tokenizer: Any, source: Path | s
     adapter = adapter_of(context)
     policy = load_model(source, tokenizer=tokenizer, adapters=settings, adapter=adapter, seed=context.seed)
     _ready(policy, context, compute)
-    policy.root.shape = replace(policy.root.shape, temperature=settings.temperature)
+    _read_as_sampled(policy.root, settings, tokenizer)
     adapted = policy.adapted
     if adapted is not None and settings.ref_model is None:
         if adapter is not None:
@@ -206,7 +207,7 @@ def _policy(context: Context, compute: Compute, tokenizer: Any, source: Path | s
     other = source if settings.ref_model is None else place(context.inputs[settings.ref_model])
     frozen = _ready(load_model(other, tokenizer=tokenizer), context, compute).root.to(compute.world.device)
     frozen.requires_grad_(False)
-    frozen.shape = policy.root.shape
+    _read_as_sampled(frozen, settings, tokenizer)
 
     @contextmanager
     def another() -> "Iterator[Root]":
@@ -215,13 +216,22 @@ def _policy(context: Context, compute: Compute, tokenizer: Any, source: Path | s
     return policy, another
 
 
+def _read_as_sampled(root: "Root", settings: Settings, tokenizer: Any) -> None:
+    """Lets a root read log-probabilities of the very distribution that answers are drawn from."""
+    from danlu.tokens.codec import num_ids
+
+    root.shape = replace(root.shape, temperature=settings.temperature)
+    root.num_ids = num_ids(tokenizer)
+
+
 def _same_vocabulary(tokenizer: Any, judge: Path | str) -> None:
     from danlu.models.load import load_tokenizer
     from danlu.tokens.codec import vocabulary_of
 
     if vocabulary_of(load_tokenizer(judge)) != vocabulary_of(tokenizer):
         raise ConfigError("the reward model reads other tokens than the policy writes", where=str(judge),
-                          key="reward_model", hint="Train the reward model from the same base, so that both have one tokenizer.")
+                          key="reward_model",
+                          hint="Train the reward model from the same base, so that both have one tokenizer.")
 
 
 def _account(work: Path) -> dict[str, Any]:
