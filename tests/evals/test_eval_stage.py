@@ -201,8 +201,7 @@ def test_a_corpus_without_held_out_text_is_refused(inputs: dict[str, Input], tmp
         stage.run(replace(context(inputs, settings(corpus="corpus")), inputs=inputs | {"corpus": empty}))
 
 
-@pytest.mark.parametrize(("key", "value"), [("max_bytes", 5000), ("cutoff_len", 64), ("ngram_max_bytes", 0),
-                                            ("micro_batch_tokens", 128)])
+@pytest.mark.parametrize(("key", "value"), [("max_bytes", 5000), ("cutoff_len", 64), ("ngram_max_bytes", 0)])
 def test_settings_that_only_a_corpus_reads(key: str, value: int) -> None:
     with pytest.raises(ConfigError, match=f"recipe.yaml:1: {key} is read with corpus only"):
         settings(tasks=["task:copy"], **{key: value})

@@ -8,19 +8,19 @@ import pytest
 from danlu.core.artifact import fresh_folder, publish
 from danlu.core.errors import DataError
 from danlu.core.ledger import Ledger
-from danlu.evals.figures import Curve
+from danlu.evals.figures import PER_ANSWER, PER_PAIR, Curve
 from danlu.evals.lineage import figures_in_words, loss_curves, trace, trained_context
 
 
 def artifact(root: Path, step: str, kind: str, parents: dict[str, str], ledger: Ledger | None = None,
-             **settings: int) -> Path:
+             stage: str = "pt", **settings: int) -> Path:
     fingerprint = (step.encode().hex() + "0" * 64)[:64]
     work = fresh_folder(root / step / ".work")
     (work / "data.txt").write_text(step)
     if ledger:
         ledger.save(work)
     publish(work, root / step / fingerprint[:8], kind=kind, fingerprint=fingerprint, parents=parents,
-            config={"settings": settings}, code="test",
+            config={"stage": stage, "settings": settings}, code="test",
             metrics={"num_rows": 1234, "loss": 2.34567, "name": "x", "good": True})
     return root / step / fingerprint[:8]
 
@@ -61,6 +61,9 @@ def test_the_trained_context_is_the_least_of_the_line(tmp_path: Path) -> None:
     chat = artifact(tmp_path, "chat", "model", {"base": fingerprint(base)}, cutoff_len=512)
     assert trained_context(chat) == trained_context(base) == 256
     assert trained_context(corpus) is None and trained_context(tmp_path) is None
+    for stage in ("dpo", "ppo", "rm"):
+        aligned = artifact(tmp_path, stage, "model", {"chat": fingerprint(chat)}, cutoff_len=64, stage=stage)
+        assert trained_context(aligned) == 256, "the length of a pair or a prompt is no limit of the model"
 
 
 @pytest.mark.parametrize("content", ['{"name": "an extension", "version": 3}', "[1]"])
@@ -88,6 +91,13 @@ def test_curves(tmp_path: Path) -> None:
                    '{"step": 3, "loss": 3.5}\n')
     assert loss_curves("m", tmp_path) == [Curve("m", "training", [1, 3], [4.5, 3.5]),
                                           Curve("m", "held out", [2], [4.0])]
+    log.write_text('{"step": 0, "eval_loss": 0.7, "margin": 0.0}\n{"step": 1, "loss": 0.6, "margin": 0.1}\n')
+    assert loss_curves("m", tmp_path) == [Curve("m", "training", [1], [0.6], PER_PAIR),
+                                          Curve("m", "held out", [0], [0.7], PER_PAIR)]
+    log.write_text('{"step": 0, "eval_loss": 0.2, "eval_reward": -0.2}\n{"step": 1, "loss": 9.0, "rollout/reward": -0.3}\n'
+                   '{"step": 2, "loss": 9.5}\n{"step": 3, "loss": 8.0, "rollout/reward": 0.4}\n')
+    assert loss_curves("m", tmp_path) == [Curve("m", "reward", [1, 3], [-0.3, 0.4], PER_ANSWER),
+                                          Curve("m", "held out", [0], [-0.2], PER_ANSWER)]
     log.write_text('{"step": 1, "loss": 4.5}\nnot json\n')
     with pytest.raises(DataError, match=r"trainer_log.jsonl:2"):
         loss_curves("m", tmp_path)

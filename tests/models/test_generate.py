@@ -377,6 +377,17 @@ def test_a_draw_inverts_the_distribution_function(vocabulary: int) -> None:
     assert np.allclose(logprobs.numpy(), np.log(weight), rtol=0, atol=1e-5)
 
 
+def test_what_a_broken_model_says_breaks_nothing_else() -> None:
+    logits = torch.randn(3, 3000, generator=torch.Generator().manual_seed(0))
+    logits[1] = torch.nan
+    for sampling in (Sampling(), Sampling(1.0), Sampling(1.0, top_k=3), Sampling(1.0, top_p=0.5)):
+        drawn = np.full(3, 0.5)
+        tokens, logprobs = choose(logits, sampling, drawn)
+        well, expected = choose(logits[[0, 2]], sampling, drawn[:2])
+        assert tokens[[0, 2]].tolist() == well.tolist() and logprobs[[0, 2]].tolist() == expected.tolist()
+        assert 0 <= tokens[1] < 3000 and logprobs[1].isnan()
+
+
 def test_no_block_changes_the_odds_of_its_ids() -> None:
     """Rounding must not make the last id of a block, however improbable, the one that takes what is left over."""
     probs = np.random.default_rng(0).random(2 ** 10)

@@ -43,6 +43,7 @@ steps:
     micro_batch_tokens: 96
     max_steps: 4
     eval_steps: 2
+    save_steps: 2
     plot_loss: false
   aligned:
     stage: ppo

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import torch
-from small import SETTINGS, Poisoned, freeze_some, make_trainer, tiny_root
+from small import SETTINGS, Poisoned, freeze_some, make_trainer, ragged_examples, tiny_root
 
 from danlu.train.parallel import World, shard
 
+EVALUATED = SETTINGS.model_copy(update={"eval_steps": 4, "save_steps": 4})
 ONE_BY_ONE = SETTINGS.model_copy(update={"global_batch_size": 1, "max_steps": 4})
 
 
@@ -30,6 +31,7 @@ def main(folder: Path) -> None:
     train(make_trainer(folder / "one-by-one", ONE_BY_ONE, world, distribute=split))
     frozen = freeze_some(tiny_root(tied=False))
     train(make_trainer(folder / "frozen", SETTINGS, world, root=frozen, distribute=split))
+    train(make_trainer(folder / "read", EVALUATED, world, distribute=lambda root: read(split(root)), evaluate=held_out))
     poisoned = Poisoned({3}, active=world.rank == world.size - 1)
     train(make_trainer(folder / "poisoned", SETTINGS, world, distribute=split, objective=poisoned))
     talk(folder, world)
@@ -42,6 +44,18 @@ def train(trainer, steps: int | None = None) -> None:
         if info.step == steps:
             break
     trainer.save()
+
+
+def read(root):
+    """The root, once it has been called without gradients."""
+    held_out(root)
+    return root
+
+
+@torch.no_grad()
+def held_out(root) -> dict[str, float]:
+    """The mean loss of a few examples, the same on every rank."""
+    return {"eval_loss": -float(root(root.batch(ragged_examples(4, seed=5))).logprobs_S.double().mean())}
 
 
 def talk(folder: Path, world: World) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import ONE_BY_ONE, train
+from ranks import EVALUATED, ONE_BY_ONE, held_out, train
 from safetensors.torch import load_file
 from small import SETTINGS, Poisoned, freeze_some, make_trainer, tiny_root
 
@@ -32,6 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     train(make_trainer(one / "plain"))
     train(make_trainer(one / "one-by-one", ONE_BY_ONE))
     train(make_trainer(one / "frozen", root=freeze_some(tiny_root(tied=False))))
+    train(make_trainer(one / "read", EVALUATED, evaluate=held_out))
     train(make_trainer(one / "poisoned", objective=Poisoned({3})))
     return two, one
 
@@ -53,7 +54,7 @@ def assert_alike(left: Path, right: Path) -> None:
             torch.testing.assert_close(a[key], b[key], rtol=2e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", ["plain", "one-by-one", "frozen", "poisoned"])
+@pytest.mark.parametrize("name", ["plain", "one-by-one", "frozen", "read", "poisoned"])
 def test_two_ranks_train_as_one(trained: tuple[Path, Path], name: str) -> None:
     two, one = trained
     assert_alike(two / name, one / name)
@@ -62,6 +63,11 @@ def test_two_ranks_train_as_one(trained: tuple[Path, Path], name: str) -> None:
 def test_tied_weights_stay_tied(trained: tuple[Path, Path]) -> None:
     names = set(load_file(trained[0] / "plain" / "checkpoint-8" / "model.safetensors"))
     assert "lm.model.embed_tokens.weight" in names and "lm.lm_head.weight" not in names
+
+
+def test_a_checkpoint_after_an_evaluation_holds_every_moment(trained: tuple[Path, Path]) -> None:
+    names = [set(load_file(folder / "read" / "checkpoint-4" / "optimizer.safetensors")) for folder in trained]
+    assert names[0] == names[1] and "lm.model.embed_tokens.weight.exp_avg" in names[0]
 
 
 def test_one_process_ends_what_two_began(trained: tuple[Path, Path]) -> None:

@@ -31,18 +31,18 @@ MOST_IN_LEGEND = 6  # names beside each other
 WIDEST = 11.5  # inches: a wider picture would be shrunk until nobody can read it
 
 
-def draw_losses(curves: Sequence[Curve], models: Sequence[str], path: Path, judge: str = "") -> None:
+def draw_losses(curves: Sequence[Curve], models: Sequence[str], path: Path) -> None:
     """One panel per model: the loss (or reward) of each logged step faintly, its moving average and the evaluations."""
     from matplotlib.ticker import MaxNLocator
 
-    colors = _model_colors(models) | ({judge: JUDGE_COLOR} if judge else {})
+    colors = _model_colors(models)
     names = list(dict.fromkeys(curve.model for curve in curves))
     per_row = min(PANELS_PER_ROW, len(names))
     figure, panels = _canvas(width=4.6 * per_row, height=3.3 * -(-len(names) // per_row), panels=len(names),
                              per_row=per_row)
     unit = ""
     for name, axes in zip(names, panels, strict=True):
-        color = colors[name]
+        color = colors.get(name, JUDGE_COLOR)  # what is none of the models is the judge
         own = [curve for curve in curves if curve.model == name]
         for curve in own:
             if curve.label in RAW:

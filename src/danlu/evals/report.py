@@ -87,7 +87,7 @@ def write_report(report: Report, folder: Path) -> None:
     if report.preferences or report.rewards:
         charts.draw_preferences(report.preferences, report.rewards, report.model_names, folder / "preferences.png")
     if report.curves:
-        charts.draw_losses(report.curves, report.model_names, folder / "loss.png", report.judge)
+        charts.draw_losses(report.curves, report.model_names, folder / "loss.png")
     (folder / "report.json").write_text(json.dumps(report.to_json(), ensure_ascii=False, indent=1) + "\n", "utf-8")
     (folder / "report.md").write_text(markdown(report), "utf-8")
     (folder / "report.html").write_text(html(report, folder), "utf-8")

@@ -48,10 +48,11 @@ def add_adapters(lm: PreTrainedModel, config: AdapterConfig, seed: int, *, adapt
     names a classifier's own head, which is trained whole. Raises ConfigError for a target that names no linear layer, and
     for adapters of another model.
     """
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
     if adapter is not None:
         try:
+            _check_kind(PeftConfig.from_pretrained(str(adapter)), adapter, head)
             return PeftModel.from_pretrained(lm, str(adapter), is_trainable=True)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ConfigError(f"these adapters do not fit the model: {str(error).splitlines()[0]}", where=str(adapter),
@@ -73,6 +74,16 @@ def add_adapters(lm: PreTrainedModel, config: AdapterConfig, seed: int, *, adapt
                                              lora_dropout=config.lora_dropout, target_modules=targets,
                                              modules_to_save=None if head is None else [head],
                                              task_type="CAUSAL_LM" if head is None else "SEQ_CLS"))
+
+
+def _check_kind(trained: Any, adapter: Path, head: str | None) -> None:
+    """Raises ConfigError for adapters of a scorer under a language model, and for such as bring a scorer no head."""
+    if head is None and trained.task_type == "SEQ_CLS":
+        raise ConfigError("these adapters are those of a reward model", where=str(adapter),
+                          hint="Name adapters of a language model.")
+    if head is not None and head not in (trained.modules_to_save or ()):
+        raise ConfigError("these adapters are those of a language model: they hold no head that scores", where=str(adapter),
+                          hint="Name the step that trained them as `model`: there they are merged.")
 
 
 def add_reference(adapted: nn.Module, adapter: Path) -> None:

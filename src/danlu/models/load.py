@@ -192,7 +192,7 @@ def _distance(left: Tensor, right: Tensor) -> float:
 
 
 def check_length(config: Any, cutoff_len: int, max_new_tokens: int = 0) -> None:
-    """Raises ConfigError where rows of `cutoff_len` tokens (and an answer to them) are longer than the model's positions."""
+    """Raises ConfigError where rows of `cutoff_len` tokens (and an answer to them) are beyond the model's positions."""
     limit = config.to_dict().get("max_position_embeddings") or config.to_dict().get("n_positions")
     if limit and cutoff_len + max_new_tokens > limit:
         more = f" and max_new_tokens {max_new_tokens}" if max_new_tokens else ""

@@ -114,9 +114,9 @@ def _reach(weights_BK: Tensor, share_B: Tensor) -> tuple[Tensor, Tensor]:
     """Where the running sum of the weights passes the share of their sum, int64 [B], and the share of that weight which
     is used up there, float64 [B]. A weight of 0 is never found."""
     reached_BK = weights_BK.cumsum(dim=-1, dtype=torch.float64)
-    total_B = reached_BK[:, -1]
-    aim_B = torch.minimum(share_B * total_B, total_B.nextafter(torch.zeros_like(total_B)))  # below the sum, also rounded
-    found_B1 = torch.searchsorted(reached_BK, aim_B[:, None], right=True).clamp(max=reached_BK.shape[1] - 1)
+    aim_B1 = share_B[:, None] * reached_BK[:, -1:]  # rounded too, it is less than the sum, as the share is less than 1
+    found_B1 = torch.searchsorted(reached_BK, aim_B1, right=True)
+    found_B1 = found_B1.clamp(max=reached_BK.shape[1] - 1)  # where a broken model's NaNs compare with nothing
     before_B1 = torch.where(found_B1 > 0, reached_BK.gather(1, (found_B1 - 1).clamp(min=0)), 0.0)
-    share_B1 = (aim_B[:, None] - before_B1) / (reached_BK.gather(1, found_B1) - before_B1)
+    share_B1 = (aim_B1 - before_B1) / (reached_BK.gather(1, found_B1) - before_B1)
     return found_B1[:, 0], share_B1[:, 0]

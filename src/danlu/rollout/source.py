@@ -88,8 +88,8 @@ class Sampler:
             completions = generate(policy.lm, [prompt.stem.tolist() for prompt in prompts], pad_id=0,
                                    max_new_tokens=self.max_new_tokens, stop_ids=self.stop_ids, num_ids=self.num_ids,
                                    temperature=self.temperature, seeds=list(seeds), batch_size=self.batch_size)
-        examples = [Example(prompt.stem, (Branch(completion.tokens),), prompt.source, prompt.category, prompt.id)
-                    for prompt, completion in zip(prompts, completions)]
+        examples = [Example(prompt.stem, (Branch(np.asarray(made.tokens)),), prompt.source, prompt.category, prompt.id)
+                    for prompt, made in zip(prompts, completions)]
         scores = self._read(self.reward, examples, "scores_N")
         values = self._read(self.trained.critic, examples, "values_S")
         with self.reference() as reference:

@@ -3,7 +3,7 @@
     preferences_of(TASKS["skills"], seed=0, count=5000)     # a task's prompts; `task_preferences` takes its name
     made_preferences(dialogues, seed=0)                     # any dialogues
 
-A task's worse answer is wrong in the right form (category `wrong`, about two thirds) or out of form (`form`), so that
+A task's worse answer is wrong in the right form (category `wrong`, about half) or out of form (`form`), so that
 neither the form nor the answer alone gives the better one away. It depends on the task, the seed and the prompt alone. A
 dialogue's worse answer is the answer to something else (`swapped`) or its own answer broken (`form`), by turns.
 """
@@ -20,7 +20,7 @@ from danlu.tasks.task import Mixture, Split, Task, dialogues_of
 from danlu.tasks.words import ALL_WORDS, DIGITS, JOINT, Language
 from danlu.text.clean import language
 
-FORM_SHARE = 1 / 3  # of a task's pairs
+FORM_SHARE = 1 / 2  # of a task's pairs
 POOL = 200  # prompts of a family, whose answers are wrong ones to its other prompts
 WINDOW = 512  # dialogues at a time; answers are swapped within two of these windows
 LONGEST_RUN, MOST_TIMES = 8, 3  # words that are repeated, and how often
@@ -100,8 +100,9 @@ def _wrong(prompt: Prompt, pool: Pool) -> list[list[str]]:
     else:
         near = _edited(answer, spoken)
         in_prompt = [word for word in _BREAKS.split(asked) if word in ALL_WORDS[spoken] and answer in ALL_WORDS[spoken]]
-    # What stands in the prompt is the likeliest mistake: the other of two numbers, the last word for the first.
-    return [*near, in_prompt, in_prompt, others]
+    # Half of them are near misses; what stands in the prompt is among them (the other of two numbers, the last word for
+    # the first). The other half answer something else, which is what a model that has not understood says.
+    return [*near, in_prompt, *[others] * (len(near) + 1)]
 
 
 def _near(answer: str) -> list[list[str]]:

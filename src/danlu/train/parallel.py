@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils._pytree import SUPPORTED_NODES, register_dataclass
 
 from danlu.core.errors import ConfigError
@@ -154,3 +154,14 @@ def shard(root: M, world: World) -> M:
         fully_shard(block, mesh=world.mesh)
     fully_shard(root, mesh=world.mesh)
     return root
+
+
+def split_again(root: nn.Module) -> None:
+    """Splits what a forward pass without a backward pass has left gathered: the weights outside the blocks.
+
+    Whoever takes parameters into its hands, as an optimizer or a checkpoint does, would otherwise get whole copies that
+    the next backward pass throws away.
+    """
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -39,7 +39,7 @@ from danlu.train import checkpoint
 from danlu.train.checkpoint import TrainState
 from danlu.train.log import LOG, TIMINGS, TrainLog, draw_loss, finite
 from danlu.train.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
-from danlu.train.parallel import World
+from danlu.train.parallel import World, split_again
 from danlu.train.schedule import ScheduleConfig, lr_factor
 from danlu.train.step import Objective, StepInfo, is_out_of_memory, train_step
 
@@ -151,6 +151,7 @@ class Trainer:
         settings = self.settings
         if self.evaluate is None and settings.eval_steps is not None:
             raise ConfigError("eval_steps is set, but there is nothing to evaluate on", hint="Set eval_dataset.")
+        split_again(self.root)  # it may have been asked for a reference's opinion
         self.optimizer = build_optimizer(self.root, settings, self.rate_scales)
         self.state = TrainState()
         self.log = TrainLog(self.folder, self.world.is_main)
@@ -311,6 +312,7 @@ class Trainer:
             return
         with torch.no_grad(), evaluating(self.root):
             found = dict(self.evaluate(self.root))
+        split_again(self.root)
         self.log.write(LOG, {"step": self.state.step, **{name: finite(value) for name, value in found.items()}})
         if not self.settings.evaluation_decides or self.state.step == 0:
             return

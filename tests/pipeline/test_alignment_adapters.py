@@ -1,0 +1,117 @@
+"""Adapters from step to step: what is trained on top of what, and which model is the reference."""
+
+from pathlib import Path
+
+import pytest
+import tiny_alignment
+import torch
+from peft import PeftModel
+from tiny_alignment import examples_of, go, live_sums, load, reference_sums
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+from danlu.core.artifact import Artifact
+from danlu.core.errors import ConfigError
+from danlu.models.load import load_model
+from danlu.models.scorer import load_scorer
+from danlu.train.log import read_log
+
+LORA = "finetuning_type: lora, lora_rank: 4, learning_rate: 1e-2, cutoff_len: 48, plot_loss: false"
+ON = "finetuning_type: lora, adapter_name_or_path: tuned, learning_rate: 1e-2, cutoff_len: 48, plot_loss: false"
+SAMPLING = "max_new_tokens: 6, global_batch_size: 6, num_ppo_epochs: 1, num_mini_batches: 2, max_steps: 4"
+RECIPE = f"""
+name: small
+steps:
+  tuned: {{stage: sft, model: start, dataset: talk.jsonl, max_steps: 6, {LORA}}}
+  judge: {{stage: rm, model: start, dataset: pairs.jsonl, max_steps: 4, {LORA}}}
+  preferred: {{stage: dpo, model: tuned, dataset: pairs.jsonl, max_steps: 2, {LORA}}}
+  aligned: {{stage: ppo, model: preferred, reward_model: judge, dataset: prompts.jsonl, {SAMPLING}, {LORA}}}
+  preferred-on: {{stage: dpo, model: start, dataset: pairs.jsonl, max_steps: 2, {ON}}}
+  aligned-on: {{stage: ppo, model: start, reward_model: judge, dataset: prompts.jsonl, {SAMPLING}, {ON}}}
+"""
+OTHERS = f"""
+  judge-on: {{stage: rm, model: start, dataset: pairs.jsonl, max_steps: 2, {ON.replace("tuned", "judge")}}}
+  judge-on-policy: {{stage: rm, model: start, dataset: pairs.jsonl, max_steps: 2, {ON}}}
+  policy-on-judge: {{stage: dpo, model: start, dataset: pairs.jsonl, max_steps: 2, {ON.replace("tuned", "judge")}}}
+"""
+BASES = {"tuned": "start", "judge": "start", "preferred": "tuned", "aligned": "preferred", "preferred-on": "start",
+         "aligned-on": "start"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_alignment.home_of(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def made(home: Path) -> dict[str, Artifact]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        return go(load(RECIPE))
+
+
+@pytest.fixture(autouse=True)
+def in_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+
+
+def opened(step: str, folder: Path | str) -> PreTrainedModel:
+    kind = AutoModelForSequenceClassification if step == "judge" else AutoModelForCausalLM
+    return kind.from_pretrained(folder, **({"num_labels": 1} if step == "judge" else {})).eval()
+
+
+@pytest.mark.parametrize("step", BASES)
+def test_the_saved_model_is_its_base_with_the_adapters(made: dict[str, Artifact], step: str) -> None:
+    folder = made[step].folder
+    base = made[BASES[step]].folder if BASES[step] in made else BASES[step]
+    assert {path.name for path in (folder / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    ids = torch.randint(6, 290, (2, 20), generator=torch.Generator().manual_seed(0))
+    bare, merged = opened(step, base), opened(step, folder)
+    with torch.no_grad():
+        plain, after = bare(ids).logits, merged(ids).logits
+        adapted = PeftModel.from_pretrained(bare, str(folder / "adapter")).eval()(ids).logits
+    torch.testing.assert_close(after, adapted, rtol=1e-4, atol=1e-4)
+    assert float((after - plain).abs().max()) > 0.01
+
+
+def test_a_step_from_adapters_goes_on_from_them_and_has_them_as_reference(made: dict[str, Artifact]) -> None:
+    store = examples_of("preferred-on", made["preferred-on"])
+    examples = list(store)
+    tuned = torch.tensor(live_sums(load_model(made["tuned"].folder).root, examples))
+    bare = torch.tensor(live_sums(load_model("start").root, examples))
+    said = torch.tensor(reference_sums(store))
+    torch.testing.assert_close(said, tuned, rtol=1e-4, atol=1e-3)
+    assert float((said - bare).abs().mean()) > 0.5
+    assert read_log(made["preferred-on"].folder)[0]["loss"] == pytest.approx(0.6931472, abs=1e-6)
+
+
+def test_preferences_on_the_merged_model_have_the_same_reference(made: dict[str, Artifact]) -> None:
+    on, merged = (torch.tensor(reference_sums(examples_of(name, made[name]))) for name in ("preferred-on", "preferred"))
+    torch.testing.assert_close(on, merged, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("step", ["aligned", "aligned-on"])
+def test_a_policy_leaves_its_reference_only_when_it_learns(made: dict[str, Artifact], step: str) -> None:
+    rollouts = [line for line in read_log(made[step].folder) if "rollout/kl" in line]
+    assert len(rollouts) == 2
+    assert rollouts[0]["rollout/kl"] == pytest.approx(0, abs=1e-4) and rollouts[0]["ratio"] == pytest.approx(1, abs=1e-4)
+    assert abs(rollouts[1]["rollout/kl"]) > 1e-2
+
+
+def test_a_critic_is_its_judge_with_adapters(made: dict[str, Artifact]) -> None:
+    judge, critic = load_scorer(made["judge"].folder).lm, load_scorer(made["aligned"].folder / "critic").lm
+    assert not torch.equal(judge.score.weight, critic.score.weight)
+    layer = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(judge.get_parameter(layer), critic.get_parameter(layer))
+    assert torch.equal(judge.model.embed_tokens.weight, critic.model.embed_tokens.weight)  # adapters leave it alone
+
+
+def test_a_judge_goes_on_from_its_adapters(made: dict[str, Artifact]) -> None:
+    first = read_log(go(load(RECIPE + OTHERS), "judge-on")["judge-on"].folder)[0]
+    assert first["loss"] < read_log(made["judge"].folder)[0]["loss"] - 0.03
+
+
+@pytest.mark.parametrize(("step", "message"), [("judge-on-policy", "those of a language model"),
+                                               ("policy-on-judge", "those of a reward model")])
+def test_adapters_of_another_kind_of_model_are_refused(made: dict[str, Artifact], step: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        go(load(RECIPE + OTHERS), step)
