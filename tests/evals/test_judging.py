@@ -102,8 +102,9 @@ def test_the_aligned_half_from_end_to_end(inputs: dict[str, Input]) -> None:
     assert "Preferences and rewards" in page and "implicit" in page
 
 
-def test_shown_answers_carry_the_score_of_what_is_shown(inputs: dict[str, Input]) -> None:
-    _, report, _ = measured(inputs, settings(judge="judge", prompts=["hi", "say 8"], max_new_tokens=5))
+@pytest.mark.parametrize("more", [{}, {"tasks": ["task:copy"], "num_prompts": 4, "samples": 2}])
+def test_shown_answers_carry_the_score_of_what_is_shown(inputs: dict[str, Input], more: dict[str, Any]) -> None:
+    _, report, _ = measured(inputs, settings(judge="judge", prompts=["hi", "say 8"], max_new_tokens=5, **more))
     folder = inputs["judge"].require_folder()
     plain = AutoModelForSequenceClassification.from_pretrained(folder)
     plain.config.pad_token_id = None
@@ -111,13 +112,13 @@ def test_shown_answers_carry_the_score_of_what_is_shown(inputs: dict[str, Input]
     from danlu.models.load import load_model
 
     loaded = load_model(inputs["chat"].require_folder())
-    for sample in report["free"]:
+    for sample in (*report["samples"], *report["free"]):
         [said] = Answerer(loaded.lm, loaded.tokenizer, max_new_tokens=5).say([(Message("user", sample["prompt"]),)])
         assert said is not None and sample["answers"][1]["text"] == said.text
         with torch.no_grad():
             expected = float(plain(torch.tensor([[*said.prompt, *said.completion.tokens]])).logits[0, 0])
         assert sample["answers"][1]["score"] == pytest.approx(expected, abs=1e-4)
-    assert report["rewards"] == [] and report["preferences"] == []
+    assert len(report["rewards"]) == (2 if more else 0) and report["preferences"] == []
 
 
 def test_preferences_need_no_judge(inputs: dict[str, Input]) -> None:

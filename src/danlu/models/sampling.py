@@ -107,7 +107,7 @@ def _draw(weights_BV: Tensor, drawn_B: Tensor) -> Tensor:
     block_B, share_B = _reach(sums_BK, drawn_B)
     ids_BC = block_B[:, None] * BLOCK + torch.arange(BLOCK, device=block_B.device)
     inside_BC = weights_BV.gather(1, ids_BC.clamp(max=vocabulary - 1)).masked_fill(ids_BC >= vocabulary, 0.0)
-    return block_B * BLOCK + _reach(inside_BC, share_B)[0]
+    return (block_B * BLOCK + _reach(inside_BC, share_B)[0]).clamp(max=vocabulary - 1)
 
 
 def _reach(weights_BK: Tensor, share_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +116,7 @@ def _reach(weights_BK: Tensor, share_B: Tensor) -> tuple[Tensor, Tensor]:
     reached_BK = weights_BK.cumsum(dim=-1, dtype=torch.float64)
     aim_B1 = share_B[:, None] * reached_BK[:, -1:]  # rounded too, it is less than the sum, as the share is less than 1
     found_B1 = torch.searchsorted(reached_BK, aim_B1, right=True)
-    found_B1 = found_B1.clamp(max=reached_BK.shape[1] - 1)  # where a broken model's NaNs compare with nothing
+    found_B1 = found_B1.clamp(max=reached_BK.shape[1] - 1)  # a broken model's NaNs are passed by no share
     before_B1 = torch.where(found_B1 > 0, reached_BK.gather(1, (found_B1 - 1).clamp(min=0)), 0.0)
     share_B1 = (aim_B1 - before_B1) / (reached_BK.gather(1, found_B1) - before_B1)
     return found_B1[:, 0], share_B1[:, 0]

@@ -161,7 +161,7 @@ class Jury:
         scores = judge_scores(loaded.root, heard.said, self.device, self.settings.micro_batch_tokens)
         if heard.drawn is not None:
             heard.drawn.scores = scores[:len(heard.drawn.said)]
-            scores = scores[:len(scores) - len(heard.drawn.said)]
+            scores = scores[len(heard.drawn.said):]
         for item, score in zip((item for item in heard.shown if item.said is not None), scores, strict=True):
             item.answered = replace(item.answered, score=score)
 

@@ -139,7 +139,7 @@ def run(context: Context) -> dict[str, Any]:
     from danlu.rollout.source import Estimator, RolloutSource, Sampler, held_out_reward
     from danlu.tokens.codec import num_ids
 
-    pass
+    context = replace(context, world=SingleProcess())  # the others wait for this one and answer no question
     settings = context.settings
     source = tokenizer_of(context)
     tokenizer = load_tokenizer(source)
