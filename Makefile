@@ -4,12 +4,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 RUNS ?= runs
 
-.PHONY: demo test check faults bench real gpu clean-venv
+.PHONY: demo test check faults bench rl-check real real-pairs gpu clean-venv
 
 demo: .venv/.data
 	$(BIN)/danlu run recipes/quickstart.yaml --runs $(RUNS)
 	@echo
-	@echo "The report: $(RUNS)/quickstart/report/report.html    Talk to the model: $(BIN)/danlu chat $(RUNS)/quickstart/chat"
+	@echo "The report: $(RUNS)/quickstart/report/report.html    Talk to the model: $(BIN)/danlu chat $(RUNS)/quickstart/aligned"
 
 test: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -30,6 +30,14 @@ bench: .venv/.test
 	$(BIN)/python bench/peers.py
 	$(BIN)/python bench/startup.py
 
+# judge, DPO and PPO of the quickstart with three seeds, on the base and chat models of `make demo`
+rl-check: .venv/.data
+	$(BIN)/python bench/rl_check.py --runs $(RUNS)
+
+# reward model and DPO on a pretrained checkpoint and real preferences: make real-pairs MODEL=folder PAIRS=file
+real-pairs: .venv/.run
+	$(BIN)/python bench/real_pairs.py --model $(MODEL) --preferences $(PAIRS)
+
 # a pretrained checkpoint through pt, sft and LoRA: make real MODEL=folder [REAL="--text … --dialogues …"]
 real: .venv/.test .venv/.data
 	$(BIN)/python bench/real_model.py --model $(MODEL) $(REAL)
@@ -43,7 +51,7 @@ gpu: .venv/.run
 		{ echo "danlu needs Python 3.11 or newer; set PYTHON=/path/to/it"; exit 1; }
 	@echo "First run: making .venv and installing danlu with PyTorch, transformers and what they need."
 	@echo "The download is about 400 MB (2.5 GB where the registry's PyTorch is the CUDA build); it takes 1 to 10 minutes."
-	@echo "The demo itself then takes about 8 minutes on two cores, in 4 GiB of memory."
+	@echo "The demo itself then takes about 13 minutes on two cores, in 4 GiB of memory."
 	$(PYTHON) -m venv .venv
 
 .venv/.run: .venv/bin/python pyproject.toml constraints.txt

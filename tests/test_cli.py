@@ -41,6 +41,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "texts" / "a.txt").write_text("one two\na bad line\n")
     (tmp_path / "demo.yaml").write_text(RECIPE)
     yield tmp_path
+    monkeypatch.undo()  # a stage that a test has put in leaves before the others come back
     STAGES.clear()
     STAGES.update(kept)
 

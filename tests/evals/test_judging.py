@@ -123,7 +123,8 @@ def test_shown_answers_carry_the_score_of_what_is_shown(inputs: dict[str, Input]
 
 def test_preferences_need_no_judge(inputs: dict[str, Input]) -> None:
     figures, report, _ = measured(inputs, settings(models=["chat"], preferences=["task:copy"], num_pairs=6))
-    assert set(figures) == {"prefers_chosen/chat", "prefers_chosen/chat/form", "prefers_chosen/chat/wrong"}
+    assert set(figures) == {"prefers_chosen/chat", "prefers_chosen/chat/form", "prefers_chosen/chat/wrong",
+                            "margin/chat"}
     assert report["judge"] == "" and report["rewards"] == []
 
 
@@ -132,7 +133,8 @@ def test_files_of_pairs_and_what_cannot_be_read(inputs: dict[str, Input], tmp_pa
     roomy = make_folder(tmp_path / "roomy", positions=400)
     inputs = inputs | {str(roomy): Input(str(roomy), "files", "dd" * 32, folder=roomy)}
     figures, report, _ = measured(inputs, settings(models=["chat", str(roomy)], preferences=[pairs], judge="judge"))
-    assert set(figures) == {"pair_accuracy/judge", "prefers_chosen/chat", "prefers_chosen/roomy"}
+    assert set(figures) == {"pair_accuracy/judge", "prefers_chosen/chat", "prefers_chosen/roomy", "margin/chat",
+                            "margin/roomy"}
     assert {row["num_pairs"] for row in report["preferences"]} == {2}, "all are compared on the same pairs"
     assert [note for note in report["notes"] if "refused by its chat template" in note] == [
         f"{name} cannot read 1 of the 3 pairs: they are too long for it or refused by its chat template"

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_chat import make_folder, tiny_loaded
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.records import Message, Preference
-from danlu.evals.figures import ALL_PAIRS, PreferenceRow
+from danlu.evals.figures import ALL_PAIRS
 from danlu.evals.preferences import encode_pairs, judge_values, model_values, preference_rows, verdicts
 from danlu.evals.statistics import wilson_interval
 from danlu.models.load import load_model
@@ -82,11 +83,16 @@ def test_numbers_that_are_none_decide_nothing(value: float) -> None:
 
 def test_rows_by_category_and_over_all() -> None:
     records = some_pairs(5)
-    rows = preference_rows("m", "model", records, {0: 1.0, 1: 0.5, 2: 0.0, 3: 1.0, 4: 1.0})
+    values = {0: (3.0, 1.0), 1: (1.0, 1.0), 2: (-5.0, -1.0), 3: (0.0, -1.0), 4: (2.0, -4.0)}
+    rows = preference_rows("m", "model", records, {0: 1.0, 1: 0.5, 2: 0.0, 3: 1.0, 4: 1.0}, values)
     shares = {"form": (1.5, 2), "wrong": (2.0, 3), ALL_PAIRS: (3.5, 5)}
-    assert rows == [PreferenceRow(name, "m", "model", total / count, *(wilson_interval(total, count) or ()), count)
-                    for name, (total, count) in shares.items()]
-    [only] = preference_rows("m", "model", records, {0: 1.0, 2: 0.0})
+    assert [(row.category, row.value, row.low, row.high, row.num_pairs) for row in rows] == [
+        (name, total / count, *(wilson_interval(total, count) or ()), count) for name, (total, count) in shares.items()]
+    margins = {name: [values[place][0] - values[place][1] for place in range(5) if name in (records[place].category, ALL_PAIRS)]
+               for name in shares}
+    assert [row.margin for row in rows] == pytest.approx([float(np.mean(margins[row.category])) for row in rows])
+    assert rows[-1].margin_low is not None and rows[-1].margin_low < rows[-1].margin < (rows[-1].margin_high or 0)
+    [only] = preference_rows("m", "model", records, {0: 1.0, 2: 0.0}, values)
     assert only.category == ALL_PAIRS and only.value == 0.5, "one category is all pairs"
 
 

@@ -101,6 +101,16 @@ def test_a_judge_begins_with_ln_2_and_learns_what_is_better() -> None:
     assert {"margin", "accuracy", "rewards/chosen", "loss/preference"} <= set(lines[-2])
 
 
+def test_a_tokenizer_that_cannot_pad_a_judge_is_said_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree("start", "unpadded")
+    config = Path("unpadded/tokenizer_config.json")
+    changes = {"pad_token": None, "bos_token": None, "extra_special_tokens": []}
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    monkeypatch.setattr(train_steps, "train_step", None)
+    with pytest.raises(ConfigError, match="every special token of the tokenizer ends a turn"):
+        made("judge", model="unpadded")
+
+
 # Preferences ------------------------------------------------------------------------------------------------------
 
 
@@ -262,7 +272,7 @@ def test_held_out_prompts_are_answered_alike_in_every_evaluation() -> None:
     ({"aligned__reward_model": "preferred"}, "“reward_model” is “preferred”, the step .* that leaves a model; needed is a "
                                              "step that leaves a reward_model"),
     ({"preferred__model": "judge"}, "“model” is “judge”, the step .* that leaves a reward_model"),
-    ({"aligned__num_mini_batches": 7}, "there are more mini-batches than answers in a rollout"),
+    ({"aligned__num_mini_batches": 7}, "there are more mini-batches than prompts in a rollout"),
     ({"aligned__cutoff_len": 90, "aligned__max_new_tokens": 7},
      "cutoff_len is 90 and max_new_tokens 7, but the model has positions for 96 tokens only.*Set cutoff_len to 89 or less"),
     ({"preferred__cutoff_len": 97}, "cutoff_len is 97, but the model has positions for 96 tokens only"),
@@ -291,9 +301,12 @@ def test_a_language_model_is_no_judge() -> None:
         made("aligned", reward_model="start")
 
 
-def test_a_judge_of_another_vocabulary_is_refused() -> None:
-    make_folder(Path("foreign"))
-    train_bpe(["seven gardens of copper and winter stone"], vocab_size=290, folder=Path("foreign"))
-    judge = made("judge", model="foreign")
-    with pytest.raises(ConfigError, match="the reward model reads other tokens than the policy writes"):
-        made("aligned", reward_model=str(judge.folder))
+@pytest.mark.parametrize(("step", "key"), [("aligned", "reward_model"), ("aligned", "ref_model"),
+                                           ("preferred", "ref_model")])
+def test_a_judge_or_reference_of_another_vocabulary_is_refused(step: str, key: str) -> None:
+    if not Path("foreign").exists():
+        make_folder(Path("foreign"))
+        train_bpe(["seven gardens of copper and winter stone"], vocab_size=290, folder=Path("foreign"))
+    other = made("judge", model="foreign").folder if key == "reward_model" else "foreign"
+    with pytest.raises(ConfigError, match=f"the model of “{key}” reads other tokens than the policy writes"):
+        made(step, **{key: str(other)})

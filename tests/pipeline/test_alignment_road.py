@@ -88,6 +88,11 @@ def test_one_line_each() -> None:
     text = Path("runs/prompts/recipe.yaml").read_text()
     assert "steps 2" in said and "    reward_model: runs/mine-rm/rm\n" in text and "### model" in text
     assert "reused" in command("run", "runs/prompts/recipe.yaml")
+    assert "rollouts" in command("ledger", "runs/prompts") and "3 of 3 verified" in command("verify", "runs/mine-dpo")
+    assert command("clean", "runs/prompts") == command("clean", "runs/mine-dpo") == "Nothing to remove.\n"
+    Path("planned.yaml").write_text(RECIPE.replace("max_steps: 12", "num_train_epochs: 2"))
+    planned = command("plan", "planned.yaml", "--runs", "planned")
+    assert planned.count("has not run yet") == 3 and not Path("planned").exists()
 
 
 def shown(capsys: pytest.CaptureFixture[str], step: str, **options: object) -> str:

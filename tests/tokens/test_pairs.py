@@ -141,7 +141,8 @@ def test_tokens_that_hold_the_end_of_a_prompt_and_the_beginning_of_an_answer_are
     [example], _ = made(PairEncoder(encoder), pair("x q", "ab", "z"))
     stem, branches, weights = parts(example)
     read = [[encoder.codec.special.id_to_token(token) for token in ids] for ids in (stem, *branches)]
-    assert read == [["<s>", "▁x", "▁q"], [":ab", "</s>"], [":", "z", "</s>"]] and weights == [[1, 1], [0, 1, 1]]
+    assert read == [["<s>", "▁x", "▁q"], [":a", "b", "</s>"], [":", "z", "</s>"]]
+    assert weights == [[1, 1, 1], [0, 1, 1]]
 
 
 # What a reference is known to say ---------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ def test_answers_are_cut_at_the_limit_and_then_have_no_end() -> None:
     (4, pair("101", "201 202 203", "201 202 204"), "the answers are equal up to cutoff_len"),
     (4, pair("101 102 103 104", "201", "301"), "the prompt fills cutoff_len"),
     (3, pair("101 102", "201", "301"), "the prompt fills cutoff_len")])
-def test_a_pair_of_which_a_cut_leaves_nothing_to_compare_is_dropped(cutoff_len: int, record: Preference, reason: str) -> None:
+def test_a_pair_of_which_a_cut_leaves_nothing_is_dropped(cutoff_len: int, record: Preference, reason: str) -> None:
     found, ledger = made(PairEncoder(words(cutoff_len), "tokens"), record)
     assert found == [] and ledger.stations["overlong"].dropped[reason].rows == 1
 

@@ -51,11 +51,11 @@ class Exhausted(torch.nn.Module):
     def batch(self, examples: list):
         return self.root.batch(examples)
 
-    def forward(self, batch):
+    def forward(self, batch, coefficients_S=None):
         if batch.num_tokens > self.tokens:
             self.refused += 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return self.root(batch)
+        return self.root(batch, coefficients_S)
 
 
 def test_a_micro_batch_that_does_not_fit_is_taken_in_halves(store) -> None:

@@ -56,6 +56,9 @@ class PreferenceRow:
     """The share of held-out pairs of one category of which a system prefers the chosen answer, a tie counting half.
 
     With its 95 % Wilson interval; `kind` is "judge" (by its scores) or "model" (by its log-probabilities).
+
+    margin  the mean difference between chosen and rejected: of scores, or of summed log-probabilities in nats; with its
+            95 % interval over pairs
     """
 
     category: str
@@ -65,6 +68,9 @@ class PreferenceRow:
     low: float
     high: float
     num_pairs: int
+    margin: float = 0.0
+    margin_low: float | None = None
+    margin_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from danlu.core.examples import Example
 from danlu.core.ledger import Ledger
 from danlu.core.records import Preference
 from danlu.evals.figures import ALL_PAIRS, PreferenceRow
-from danlu.evals.statistics import wilson_interval
+from danlu.evals.statistics import mean_interval, wilson_interval
 from danlu.models.reading import read_each
 from danlu.models.root import Root, ScoreRoot
 from danlu.tokens.chat import Chat
@@ -80,17 +80,22 @@ def verdicts(pairs: Mapping[int, Example], values: Values) -> dict[int, float]:
     return found
 
 
-def preference_rows(system: str, kind: str, records: Sequence[Preference], found: Verdicts) -> list[PreferenceRow]:
-    """The share of pairs of which the chosen answer is preferred, by category and, for more than one, over all.
+def preference_rows(system: str, kind: str, records: Sequence[Preference], found: Verdicts, values: Values
+                    ) -> list[PreferenceRow]:
+    """The share of pairs of which the chosen answer is preferred, and the mean margin, by category and, for more than one,
+    over all.
 
     A single category is called `all pairs`, for there it is all of them.
     """
-    groups: dict[str, list[float]] = {}
-    for place, verdict in sorted(found.items()):
-        groups.setdefault(records[place].category, []).append(verdict)
+    groups: dict[str, list[int]] = {}
+    for place in sorted(found):
+        groups.setdefault(records[place].category, []).append(place)
     groups = dict(sorted(groups.items())) if len(groups) > 1 else {}
     rows = []
-    for category, values in (groups | {ALL_PAIRS: list(found.values())}).items():
-        low, high = wilson_interval(sum(values), len(values)) or (0.0, 1.0)
-        rows.append(PreferenceRow(category, system, kind, sum(values) / max(1, len(values)), low, high, len(values)))
+    for category, places in (groups | {ALL_PAIRS: sorted(found)}).items():
+        right = sum(found[place] for place in places)
+        margins = [values[place][0] - values[place][1] for place in places]
+        low, high = wilson_interval(right, len(places)) or (0.0, 1.0)
+        rows.append(PreferenceRow(category, system, kind, right / max(1, len(places)), low, high, len(places),
+                                  sum(margins) / max(1, len(places)), *(mean_interval(margins) or (None, None))))
     return rows

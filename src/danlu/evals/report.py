@@ -216,9 +216,11 @@ def _preference_parts(report: Report) -> list[str]:
         table = [["pairs", *(system_label(*system) for system in preference_systems(report)), "number"]]
         table += [[line.category, *(_share(cell) for cell in line.cells), f"{line.num_pairs:,}"]
                   for line in preference_lines(report)]
+        last = preference_lines(report)[-1]
+        table.append([f"margin, {last.category}", *(_margin(cell) for cell in last.cells), f"{last.num_pairs:,}"])
         parts += ["How often each prefers the chosen answer of a held-out pair: the judge by its scores, a model by the "
-                  "summed log-probability of the answer, whose difference DPO widens; in brackets 95 % Wilson "
-                  "intervals.",
+                  "summed log-probability of the answer; and the margin, the mean difference of scores or of sums (nats), "
+                  "which DPO widens; in brackets 95 % intervals.",
                   _table(table)]
     if report.rewards:
         kl = [f"KL to {report.reference}"] if report.reference else []
@@ -263,6 +265,10 @@ def _share(cell: Cell) -> str:
     if cell.row is None:
         return "–"
     return f"{100 * cell.row.value:.1f} % [{100 * cell.row.low:.1f} – {100 * cell.row.high:.1f}]"
+
+
+def _margin(cell: Cell) -> str:
+    return "–" if cell.row is None else _interval(cell.row.margin, cell.row.margin_low, cell.row.margin_high, 2)
 
 
 def _ledger_cells(line: Any) -> list[str]:
@@ -362,7 +368,7 @@ def _terminal_preferences(report: Report) -> "Table":
                  for cell in line.cells if cell.row is not None}
     rewards = {row.model: row for row in report.rewards}
     most = max((row.score for row in report.rewards), default=None)
-    columns = ["prefers chosen"] if preferred else []
+    columns = ["prefers chosen", "margin"] if preferred else []
     columns += ["judge's score", *([f"KL to {report.reference}"] if report.reference else []), "exact"] if rewards else []
     table = _terminal("model", columns)
     judge = [("judge", report.judge)] if report.judge else []
@@ -370,7 +376,8 @@ def _terminal_preferences(report: Report) -> "Table":
         cell, row = preferred.get((ALL_PAIRS, kind, name)), rewards.get(name) if kind == "model" else None
         if cell is None and row is None:
             continue
-        cells = [_shown(_share(cell), cell.best) if cell else _shown("–")] if preferred else []
+        cells = [_shown(_share(cell), cell.best) if cell else _shown("–"),
+                 _shown(_margin(cell) if cell else "–")] if preferred else []
         if rewards and row is None:
             cells += [_shown("–")] * (len(columns) - len(cells))
         elif row is not None:

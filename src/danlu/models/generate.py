@@ -102,7 +102,7 @@ def generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, max_ne
                     (or to the model's limit less `max_new_tokens`) and decoded with those of the same width only. Then a
                     request's tokens and log-probabilities are the same to the last bit whatever its neighbours are; and
                     wherever in the batch it stands, if the kernels treat all rows alike. (torch's activations on a CPU
-                    do not at the end of a tensor or of a thread's part of it, unless that is a multiple of 32 elements,
+                    do not at the end of a tensor or of a thread's part of it, unless that is a multiple of 64 elements,
                     as it is with the usual widths and numbers of threads.) Equal prompts are not fed once, as that would
                     make the shape depend on them.
 

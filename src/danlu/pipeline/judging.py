@@ -76,6 +76,7 @@ class Jury:
         self.pairs = _pairs(context, notes)
         self.heard: list[Heard] = []
         self._verdicts: dict[tuple[str, str], dict[int, float]] = {}  # by kind and name
+        self._values: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
 
     # While a model is open ----------------------------------------------------------------------------------------
 
@@ -112,7 +113,7 @@ class Jury:
             if pairs:
                 try:
                     found = values(loaded.root, pairs, self.device, self.settings.micro_batch_tokens)
-                    self._verdicts[kind, name] = verdicts(pairs, found)
+                    self._verdicts[kind, name], self._values[kind, name] = verdicts(pairs, found), found
                 except DataError as error:
                     raise DataError(error.message, where=name) from None
             bar.update(len(pairs))
@@ -177,7 +178,8 @@ class Jury:
         if not common:
             return []
         return [row for (kind, name), found in sorted(self._verdicts.items(), key=lambda item: item[0][0] != "judge")
-                for row in preference_rows(name, kind, self.pairs, {place: found[place] for place in sorted(common)})]
+                for row in preference_rows(name, kind, self.pairs, {place: found[place] for place in sorted(common)},
+                                           self._values[kind, name])]
 
     def rewards(self) -> list[RewardRow]:
         """One row for every model whose answers the judge has scored."""

@@ -43,6 +43,16 @@ def identities(context: Context, *keys: str) -> list[str]:
     return ["" if text is None else context.inputs[text].fingerprint for text in texts]
 
 
+def require_same_vocabulary(tokenizer: Any, other: Path | str, key: str) -> None:
+    """Raises ConfigError where a model that is asked about a policy's answers was trained with another tokenizer."""
+    from danlu.models.load import load_tokenizer
+    from danlu.tokens.codec import vocabulary_of
+
+    if vocabulary_of(load_tokenizer(other)) != vocabulary_of(tokenizer):
+        raise ConfigError(f"the model of “{key}” reads other tokens than the policy writes", where=str(other), key=key,
+                          hint="Name a model that comes from the same base, so that both have one tokenizer.")
+
+
 def model_config(settings: Any, inputs: Mapping[str, Input]) -> Any:
     """The config of the model that a step trains; None while it is not known (its step or tokenizer has not run)."""
     from danlu.models.load import load_config, load_tokenizer, new_config

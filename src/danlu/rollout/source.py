@@ -11,6 +11,7 @@ between two rollouts goes on to the same bits: it is taken up at the beginning o
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,7 @@ class Sampler:
                  the distribution that answers
     num_ids      ids from here on are never sampled (a vocabulary may be padded beyond its tokenizer)
     missing_eos_penalty  taken off the score of an answer that does not end by itself
+    num_generations      answers to each prompt
     """
 
     trained: ActorCritic
@@ -80,31 +82,46 @@ class Sampler:
     micro_batch_tokens: int
     batch_size: int
     missing_eos_penalty: float
+    num_generations: int = 1
 
-    def answers(self, prompts: Sequence[Example], seeds: Sequence[int]) -> list[Answer]:
-        """One answer for each prompt, sampled, scored and read by reference and critic."""
-        policy = self.trained.policy
+    def answers(self, prompts: Sequence[Example], seed: Callable[[int], int]) -> list[Answer]:
+        """`num_generations` answers for each prompt, one prompt after the other: sampled, scored, and read by reference and
+        critic. A prompt's answers are branches of one example, so everybody reads the prompt once.
+
+        seed  gives the random seed of the first, second, … answer
+        """
+        policy, each = self.trained.policy, self.num_generations
+        requests = [prompt.stem.tolist() for prompt in prompts for _ in range(each)]
         with torch.autocast(self.device.type, policy.autocast, enabled=policy.autocast is not None):
-            completions = generate(policy.lm, [prompt.stem.tolist() for prompt in prompts], pad_id=0,
-                                   max_new_tokens=self.max_new_tokens, stop_ids=self.stop_ids, num_ids=self.num_ids,
-                                   temperature=self.temperature, seeds=list(seeds), batch_size=self.batch_size)
-        examples = [Example(prompt.stem, (Branch(np.asarray(made.tokens)),), prompt.source, prompt.category, prompt.id)
-                    for prompt, made in zip(prompts, completions)]
+            made = generate(policy.lm, requests, pad_id=0, max_new_tokens=self.max_new_tokens, stop_ids=self.stop_ids,
+                            num_ids=self.num_ids, temperature=self.temperature, batch_size=self.batch_size,
+                            seeds=[seed(place) for place in range(len(requests))])
+        examples = [tree(prompt, [Branch(np.asarray(completion.tokens)) for completion in made[place:place + each]])
+                    for prompt, place in zip(prompts, range(0, len(made), each))]
         scores = self._read(self.reward, examples, "scores_N")
         values = self._read(self.trained.critic, examples, "values_S")
         with self.reference() as reference:
             reference_logprobs = self._read(reference, examples, "logprobs_S")
-        return [Answer(prompt, completion, float(score[0]) - (0 if completion.stopped else self.missing_eos_penalty),
-                       logprobs, value)
-                for prompt, completion, score, logprobs, value in
-                zip(prompts, completions, scores, reference_logprobs, values, strict=True)]
+        penalties = [0.0 if completion.stopped else self.missing_eos_penalty for completion in made]
+        return [Answer(prompts[place // each], completion, float(score[0]) - penalty, logprobs, value)
+                for place, (completion, score, penalty, logprobs, value) in
+                enumerate(zip(made, scores, penalties, reference_logprobs, values, strict=True))]
 
     def _read(self, root: Any, examples: Sequence[Example], what: str) -> list[np.ndarray]:
-        return read_each(root, examples, what, self.device, self.micro_batch_tokens)
+        """One array for each answer."""
+        found = read_each(root, examples, what, self.device, self.micro_batch_tokens)
+        sizes = [1 if what.endswith("_N") else len(branch.tokens) for example in examples for branch in example.branches]
+        return np.split(np.concatenate(found), np.cumsum(sizes)[:-1])
+
+
+def tree(prompt: Example, branches: Sequence[Branch]) -> Example:
+    """A prompt with answers as its branches."""
+    return Example(prompt.stem, tuple(branches), prompt.source, prompt.category, prompt.id)
 
 
 def estimate(answers: Sequence[Answer], settings: Estimator) -> tuple[list[Example], dict[str, float]]:
-    """The answers as examples with the columns of a policy objective, and what is to be logged of them.
+    """The answers as examples with the columns of a policy objective, and what is to be logged of them; neighbours that
+    answer the same prompt are branches of one example.
 
     The reward of a token is −β·KL, with the score added at the last one; advantages are whitened over all tokens.
     """
@@ -115,12 +132,14 @@ def estimate(answers: Sequence[Answer], settings: Estimator) -> tuple[list[Examp
         advantages.append(found[0])
         returns.append(found[1])
     used = whiten(advantages) if settings.whiten else advantages
-    examples = []
+    grown: list[tuple[Example, list[Branch]]] = []
     for answer, advantage, value in zip(answers, used, returns):
         columns = {"old_logprobs": answer.logprobs, "values": answer.values, "advantages": advantage, "returns": value}
-        tokens, prompt = np.asarray(answer.completion.tokens), answer.prompt
-        branch = Branch(tokens, np.ones(len(tokens)), columns)
-        examples.append(Example(prompt.stem, (branch,), prompt.source, prompt.category, prompt.id))
+        if not grown or grown[-1][0] is not answer.prompt:
+            grown.append((answer.prompt, []))
+        tokens = np.asarray(answer.completion.tokens)
+        grown[-1][1].append(Branch(tokens, np.ones(len(tokens)), columns))
+    examples = [tree(prompt, branches) for prompt, branches in grown]
     joined, values = np.concatenate(returns), np.concatenate([answer.values for answer in answers])
     return examples, summary(answers) | {
         "rollout/return": float(joined.mean()), "rollout/value": float(values.mean()),
@@ -133,13 +152,15 @@ def summary(answers: Sequence[Answer]) -> dict[str, float]:
     scores = np.array([answer.score for answer in answers])
     lengths = np.array([len(answer.completion.tokens) for answer in answers])
     logprobs = np.concatenate([answer.logprobs for answer in answers])
+    prompts = {id(answer.prompt): answer.prompt for answer in answers}.values()
     return {
         "rollout/reward": float(scores.mean()), "rollout/reward_std": float(scores.std()),
         "rollout/kl": float(np.mean([answer.kl.sum() for answer in answers])),
         "rollout/entropy": float(-logprobs.mean()),
         "rollout/length": float(lengths.mean()),
         "rollout/num_answers": len(answers),
-        "rollout/num_prompt_tokens": sum(len(answer.prompt.stem) for answer in answers),
+        "rollout/num_prompts": len(prompts),
+        "rollout/num_prompt_tokens": sum(len(prompt.stem) for prompt in prompts),
         "rollout/num_answer_tokens": int(lengths.sum()),
         "rollout/num_unfinished": sum(not answer.completion.stopped for answer in answers),
     }
@@ -189,8 +210,8 @@ class RolloutSource:
     def make(self, number: int) -> StepBatch:
         """A whole rollout."""
         prompts = self.prompts.batch(number)
-        seeds = [key(self.seed, SAMPLING, number, place) for place in range(len(prompts.examples))]
-        examples, metrics = estimate(self.sampler.answers(prompts.examples, seeds), self.estimator)
+        answers = self.sampler.answers(prompts.examples, partial(key, self.seed, SAMPLING, number))
+        examples, metrics = estimate(answers, self.estimator)
         return StepBatch(prompts.epoch, prompts.indices, examples, metrics)
 
 
@@ -203,8 +224,7 @@ def held_out_reward(sampler: Sampler, prompts: Sequence[Example], seed: int, at_
     def evaluate(_: Any) -> Mapping[str, float]:
         answers: list[Answer] = []
         for start in range(0, len(prompts), at_once):
-            part = prompts[start:start + at_once]
-            answers += sampler.answers(part, [key(seed, HELD_OUT, start + place) for place in range(len(part))])
+            answers += sampler.answers(prompts[start:start + at_once], partial(key, seed, HELD_OUT, start))
         found = summary(answers)
         return {"eval_loss": -found["rollout/reward"],
                 **{name.replace("rollout/", "eval_"): found[name] for name in ("rollout/reward", "rollout/kl",

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from danlu.core.errors import DataError
+from danlu.core.errors import ConfigError, DataError
 from danlu.core.examples import Branch, Example
 from danlu.core.ledger import Ledger
 from danlu.core.records import Message, Preference, Prompt
@@ -112,7 +112,10 @@ class PairEncoder:
         texts = []
         for answer in (record.chosen, record.rejected):
             dialogue = [*messages, Message("assistant", answer)]
-            texts.append(self.chat.render(dialogue))
+            try:
+                texts.append(self.chat.render(dialogue))
+            except ConfigError as error:
+                raise ConfigError(str(error), where=record.id) from None
             if self.chat.exposed(dialogue, texts[-1]):
                 raise DataError(f"a message {SPELLS_SPECIAL}")
         return texts

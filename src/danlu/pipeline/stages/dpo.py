@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from danlu.models.adapters import AdapterConfig
 from danlu.pipeline.context import FILES, HUB, Context, Forecast, Input, Reference
 from danlu.pipeline.examples import Prepared
-from danlu.pipeline.models import adapter_of, identities, model_config, place
+from danlu.pipeline.models import adapter_of, identities, model_config, place, require_same_vocabulary
 from danlu.pipeline.pairs import PairConfig, check_pairs, pair_references, prepare_pairs
 from danlu.pipeline.reference import with_reference
 from danlu.pipeline.training import Compute, MachineConfig, forecast_training, run_training
@@ -94,7 +94,9 @@ def _reference(context: Context, compute: Compute, tokenizer: Any, root: Any) ->
 
     if context.settings.ref_model is None:
         return root
-    loaded = load_model(place(context.inputs[context.settings.ref_model]), tokenizer=tokenizer)
+    folder = place(context.inputs[context.settings.ref_model])
+    require_same_vocabulary(tokenizer, folder, "ref_model")
+    loaded = load_model(folder, tokenizer=tokenizer)
     return shard(compute.ready(loaded, context.settings, context).root, compute.world)
 
 

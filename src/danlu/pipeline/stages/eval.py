@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from danlu.pipeline.judging import Jury, Shown
 
 KIND = "report"
-SCHEMA = 3
+SCHEMA = 4
 NGRAM = "n-gram"
 READ_FOR_BITS = ("max_bytes", "cutoff_len", "ngram_max_bytes")
 READ_FOR_TASKS = ("num_prompts", "samples")
@@ -186,8 +186,8 @@ def run(context: Context) -> dict[str, Any]:
 def figures(report: "Report") -> dict[str, float | int]:
     """The headline numbers by name: `bits_per_byte/zh/base`, `exact_match/copy/chat`, `kl/aligned`.
 
-    Of pairs `pair_accuracy/judge` and `prefers_chosen/chat`, with a category behind them for a part of the pairs; of
-    answers at temperature 1 `judge_score/chat`, `kl/chat` and `sampled_exact_match/chat`.
+    Of pairs `margin/chat`, `pair_accuracy/judge` and `prefers_chosen/chat`, the last two with a category behind them for a
+    part of the pairs; of answers at temperature 1 `judge_score/chat`, `kl/chat` and `sampled_exact_match/chat`.
     """
     from danlu.evals.figures import ALL_PAIRS
 
@@ -196,6 +196,8 @@ def figures(report: "Report") -> dict[str, float | int]:
     for row in report.preferences:
         name = "pair_accuracy/judge" if row.kind == "judge" else f"prefers_chosen/{row.system}"
         named[name if row.category == ALL_PAIRS else f"{name}/{row.category}"] = row.value
+        if row.category == ALL_PAIRS and row.kind == "model":
+            named[f"margin/{row.system}"] = row.margin
     for reward in report.rewards:
         named |= {f"judge_score/{reward.model}": reward.score, f"sampled_exact_match/{reward.model}": reward.exact}
         if reward.kl is not None:

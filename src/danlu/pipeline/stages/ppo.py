@@ -2,10 +2,10 @@
 
     aligned: {stage: ppo, model: chat, reward_model: judge, dataset: [prompts.jsonl, task:skills], max_new_tokens: 64}
 
-The policy answers `global_batch_size` prompts (a rollout), the reward model scores the answers at their last token, the
-reference (the model before training) sets the penalty for leaving it, and the critic, which starts as the reward model,
-says what was to be expected. Then `num_ppo_epochs` passes are made over the answers, each in `num_mini_batches` optimizer
-steps. One process does it all; under torchrun the others wait.
+The policy answers `global_batch_size` prompts, each `num_generations` times (a rollout). The reward model scores the
+answers at their last token, the reference (the model before training) sets the penalty for leaving it, and the critic, which starts
+as the reward model, says what was to be expected. Then `num_ppo_epochs` passes are made over the answers, each in
+`num_mini_batches` optimizer steps. One process does it all; under torchrun the others wait.
 """
 
 import json
@@ -25,7 +25,7 @@ from danlu.core.records import Prompt
 from danlu.models.adapters import AdapterConfig
 from danlu.pipeline.context import FILES, HUB, TASK, Amount, Context, Forecast, Input, Reference, SingleProcess
 from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, split_by_hash
-from danlu.pipeline.models import adapter_of, model_config, model_references, place
+from danlu.pipeline.models import adapter_of, model_config, model_references, place, require_same_vocabulary
 from danlu.pipeline.training import (
     DEFAULT_TASK_PROMPTS,
     Compute,
@@ -56,6 +56,7 @@ class AlgorithmConfig(Config):
 
     max_new_tokens: int = Field(64, ge=1, description="tokens of the longest answer")
     temperature: float = Field(1.0, gt=0, description="of the sampling; ratios and penalties are read at the same one")
+    num_generations: int = Field(1, ge=1, description="answers to each prompt of a rollout; the prompt is computed once")
     num_ppo_epochs: int = Field(4, ge=1, description="passes over the answers of one rollout")
     num_mini_batches: int = Field(1, ge=1, description="optimizer steps in one pass")
     kl_coef: float = Field(0.05, ge=0, description="penalty per nat that an answer's token leaves the reference by")
@@ -70,7 +71,7 @@ class AlgorithmConfig(Config):
 
 
 class Settings(DataConfig, AlgorithmConfig, TrainSettings, AdapterConfig, MachineConfig):
-    """The keys of a PPO step. `global_batch_size` is the number of answers in one rollout."""
+    """The keys of a PPO step. `global_batch_size` is the number of prompts in one rollout."""
 
     model: str = Field(description="a step, folder or hub id: the policy that is trained")
     reward_model: str = Field(description="a step (stage rm) or folder: what scores the answers")
@@ -118,10 +119,10 @@ def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
     if unread and all(inputs[text].kind == TASK for _, text in all_texts(settings)):
         raise ConfigError(f"“{unread[0]}” says how files are read, and this step reads none", key=unread[0])
     if settings.global_batch_tokens is not None:
-        raise ConfigError("a rollout has a number of answers, not of tokens", key="global_batch_tokens",
+        raise ConfigError("a rollout has a number of prompts, not of tokens", key="global_batch_tokens",
                           hint="Set global_batch_size.")
     if settings.num_mini_batches > settings.global_batch_size:
-        raise ConfigError("there are more mini-batches than answers in a rollout", key="num_mini_batches",
+        raise ConfigError("there are more mini-batches than prompts in a rollout", key="num_mini_batches",
                           hint="Lower it, or raise global_batch_size.")
     check_evaluation(settings, settings.eval_dataset is not None or settings.val_size > 0)
     config = model_config(settings, inputs)
@@ -148,7 +149,7 @@ def run(context: Context) -> dict[str, Any]:
     device = compute.world.device
     policy, reference = _policy(context, compute, tokenizer, source)
     judge = place(context.inputs[settings.reward_model])
-    _same_vocabulary(tokenizer, judge)
+    require_same_vocabulary(tokenizer, judge, "reward_model")
     reward = _ready(load_scorer(judge), context, compute)
     reward.root.requires_grad_(False)
     critic = _ready(load_scorer(judge, adapters=settings.model_copy(update={"adapter_name_or_path": None}),
@@ -156,7 +157,7 @@ def run(context: Context) -> dict[str, Any]:
     trained = ActorCritic(policy.root, critic.root).to(device)
     sampler = Sampler(trained, reward.root.to(device), reference, stop_ids, num_ids(tokenizer), settings.max_new_tokens,
                       settings.temperature, device, compute.micro_batch_tokens, settings.generation_batch_size,
-                      settings.missing_eos_penalty)
+                      settings.missing_eos_penalty, settings.num_generations)
     estimator = Estimator(settings.kl_coef, settings.gamma, settings.lam, settings.whiten_advantages)
     prompts = Loader(prepared.train, seed=context.seed, global_batch_size=settings.global_batch_size)
     rollouts = RolloutSource(prompts, sampler, estimator, context.seed, settings.num_ppo_epochs, settings.num_mini_batches)
@@ -205,6 +206,7 @@ def _policy(context: Context, compute: Compute, tokenizer: Any, source: Path | s
 
         return policy, own
     other = source if settings.ref_model is None else place(context.inputs[settings.ref_model])
+    require_same_vocabulary(tokenizer, other, "ref_model")
     frozen = _ready(load_model(other, tokenizer=tokenizer), context, compute).root.to(compute.world.device)
     frozen.requires_grad_(False)
     _read_as_sampled(frozen, settings, tokenizer)
@@ -224,16 +226,6 @@ def _read_as_sampled(root: "Root", settings: Settings, tokenizer: Any) -> None:
     root.num_ids = num_ids(tokenizer)
 
 
-def _same_vocabulary(tokenizer: Any, judge: Path | str) -> None:
-    from danlu.models.load import load_tokenizer
-    from danlu.tokens.codec import vocabulary_of
-
-    if vocabulary_of(load_tokenizer(judge)) != vocabulary_of(tokenizer):
-        raise ConfigError("the reward model reads other tokens than the policy writes", where=str(judge),
-                          key="reward_model",
-                          hint="Train the reward model from the same base, so that both have one tokenizer.")
-
-
 def _account(work: Path) -> dict[str, Any]:
     """Adds the rollouts to the ledger, from the log (which a resumed training shares), and sums them up."""
     lines = [json.loads(line) for line in (work / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -244,8 +236,8 @@ def _account(work: Path) -> dict[str, Any]:
 
     book = Ledger()
     station, cut = book.station("rollouts"), book.station("answers cut by max_new_tokens")
-    station.take(rows=total("num_answers"), tokens=total("num_prompt_tokens"))
-    station.add("sampled", tokens=total("num_answer_tokens"))
+    station.take(rows=total("num_prompts"), tokens=total("num_prompt_tokens"))
+    station.add("sampled", rows=total("num_answers") - total("num_prompts"), tokens=total("num_answer_tokens"))
     station.give(rows=total("num_answers"), tokens=total("num_prompt_tokens") + total("num_answer_tokens"))
     cut.take(rows=total("num_unfinished"))
     cut.give(rows=total("num_unfinished"))

@@ -52,13 +52,14 @@ def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
 def run(context: Context) -> dict[str, Any]:
     """Reads, encodes, trains and saves."""
     from danlu.models.load import load_tokenizer
-    from danlu.models.scorer import LoadedScorer, load_scorer, save_scorer
+    from danlu.models.scorer import LoadedScorer, load_scorer, padding_token, save_scorer
     from danlu.objectives.reward import Pairwise
 
     settings = context.settings
     source = tokenizer_of(context)
     tokenizer = load_tokenizer(source)
     prepared, stop_ids = prepare_examples(context, tokenizer)
+    padding_token(tokenizer, stop_ids)  # where there is none, that is said now rather than when a trained model is saved
 
     def load() -> LoadedScorer:
         return load_scorer(source, tokenizer=tokenizer, new_head=True, adapters=settings, adapter=adapter_of(context),
