@@ -20,7 +20,7 @@ check: .venv/.test
 	$(BIN)/mypy
 
 # kills at random moments, each resumed and compared bit for bit: 200 of language training, 150 of rm, dpo and ppo, 60 of
-# whole runs (about 25 minutes)
+# whole runs (about 20 minutes)
 faults: .venv/.test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/invariants/faults.py --kills language=200 rm=50 dpo=50 ppo=50 --controls
 	OMP_NUM_THREADS=1 $(BIN)/python tests/invariants/road.py --kills 60

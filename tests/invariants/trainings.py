@@ -40,7 +40,7 @@ BY_PAIR = TrainSettings(max_steps=24, global_batch_size=5, micro_batch_tokens=48
                         load_best_model_at_end=True, learning_rate=1e-2, lr_scheduler_type="cosine", warmup_steps=3,
                         weight_decay=0.1, plot_loss=False)
 PASSES, MINI_BATCHES = 2, 2
-BY_ROLLOUT = TrainSettings(max_steps=20, global_batch_size=6, micro_batch_tokens=48, save_steps=5, eval_steps=10,
+BY_ROLLOUT = TrainSettings(max_steps=20, global_batch_size=3, micro_batch_tokens=48, save_steps=5, eval_steps=10,
                            learning_rate=1e-2, lr_scheduler_type="cosine", warmup_steps=3, weight_decay=0.1,
                            plot_loss=False)
 Measure = Callable[[Any], Mapping[str, float]]
@@ -183,7 +183,8 @@ def policy(store: ExampleStore, folder: Path) -> Trainer:
         yield frozen
 
     sampler = Sampler(trained, judge, reference, [STOP], NUM_IDS, max_new_tokens=8, temperature=1.0,
-                      device=torch.device("cpu"), micro_batch_tokens=48, batch_size=4, missing_eos_penalty=1.0)
+                      device=torch.device("cpu"), micro_batch_tokens=48, batch_size=4, missing_eos_penalty=1.0,
+                      num_generations=2)
     source = RolloutSource(loader(store, BY_ROLLOUT), sampler, Estimator(), SEED, PASSES, MINI_BATCHES)
     return trainer_of(trained, PPO(), source, BY_ROLLOUT, folder,
                       held_out_reward(sampler, [store[index] for index in range(4)], SEED, 3), rate_scales={"critic.": 2.0})

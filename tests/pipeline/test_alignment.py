@@ -180,6 +180,18 @@ def test_cleaning_keeps_what_the_current_model_was_trained_on() -> None:
 # Policies ---------------------------------------------------------------------------------------------------------
 
 
+def stations_of(folder: Path) -> dict[str, dict]:
+    """The stations of an artifact's ledger, each of which balances."""
+    ledger = read_ledger(folder)
+    assert ledger is not None
+    stations = {station["name"]: station for station in ledger.stations["stations"]}
+    for station in stations.values():
+        for unit in UNITS:
+            added, dropped = (sum(count[unit] for count in station[side].values()) for side in ("added", "dropped"))
+            assert station["in"][unit] + added == station["out"][unit] + dropped, (station["name"], unit)
+    return stations
+
+
 def test_a_policy_is_trained_with_its_critic_and_its_account_balances() -> None:
     found = go(load())
     folder, judge = found["aligned"].folder, found["judge"].folder
@@ -190,14 +202,8 @@ def test_a_policy_is_trained_with_its_critic_and_its_account_balances() -> None:
     assert not torch.equal(critic.score.weight, scorer.score.weight)
     assert not torch.equal(critic.model.embed_tokens.weight, scorer.model.embed_tokens.weight)
 
-    ledger = read_ledger(folder)
-    assert ledger is not None
-    stations = {station["name"]: station for station in ledger.stations["stations"]}
-    for station in stations.values():
-        for unit in UNITS:
-            added, dropped = (sum(count[unit] for count in station[side].values()) for side in ("added", "dropped"))
-            assert station["in"][unit] + added == station["out"][unit] + dropped, (station["name"], unit)
-    rollouts, metrics = stations["rollouts"], found["aligned"].metrics
+    stations, metrics = stations_of(folder), found["aligned"].metrics
+    rollouts = stations["rollouts"]
     # 14 prompts, 6 at once: the third rollout has two
     assert metrics["num_rollouts"] == 3 and rollouts["in"]["rows"] == 14
     assert rollouts["in"]["tokens"] == stations["tokenize"]["out"]["tokens"]
@@ -206,6 +212,15 @@ def test_a_policy_is_trained_with_its_critic_and_its_account_balances() -> None:
     assert [line["step"] for line in lines if "rollout/reward" in line] == [1, 5, 9]
     assert sum(line["rollout/num_unfinished"] for line in lines if "rollout/reward" in line) == \
         stations["answers cut by max_new_tokens"]["in"]["rows"]
+
+
+def test_several_answers_to_a_prompt_are_counted_and_learned() -> None:
+    artifact = made("aligned", num_generations=3, max_steps=8)
+    first, second = (line for line in read_log(artifact.folder) if "rollout/reward" in line)
+    assert (first["rollout/num_prompts"], first["rollout/num_answers"]) == (6, 18) and second["step"] == 5
+    assert first["ratio"] == pytest.approx(1, abs=1e-4) and first["rollout/kl"] == pytest.approx(0, abs=1e-4)
+    rollouts = stations_of(artifact.folder)["rollouts"]
+    assert (rollouts["in"]["rows"], rollouts["added"]["sampled"]["rows"], rollouts["out"]["rows"]) == (12, 24, 36)
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.3])
@@ -256,12 +271,20 @@ def test_a_rollout_may_have_fewer_answers_than_mini_batches() -> None:
 
 
 def test_held_out_prompts_are_answered_alike_in_every_evaluation() -> None:
-    artifact = made("aligned", eval_dataset="prompts.jsonl", eval_steps=4, learning_rate=1e-9, max_steps=8)
+    same = {"eval_dataset": "prompts.jsonl", "eval_steps": 4, "learning_rate": 1e-9, "max_steps": 8}
+    artifact = made("aligned", **same)
     evals = [line for line in read_log(artifact.folder) if "eval_loss" in line]
     assert [line["step"] for line in evals] == [0, 4, 8]
     for line in evals:
         assert line["eval_reward"] == -line["eval_loss"] == pytest.approx(evals[0]["eval_reward"], abs=1e-4)
         assert line["eval_kl"] == pytest.approx(0, abs=1e-3) and 1 <= line["eval_length"] <= 6
+    several = [go(load(**{f"aligned__{key}": value for key, value in {**same, "num_generations": 2, **more}.items()}),
+                  "judge", "aligned", runs=runs)["aligned"]
+               for runs, more in (("runs", {}), ("three-at-once", {"generation_batch_size": 3}))]
+    left, right = ([line for line in read_log(artifact.folder) if "eval_loss" in line] for artifact in several)
+    assert several[0].fingerprint == several[1].fingerprint
+    for one, other in zip(left, right, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
 
 
 # What cannot be meant ---------------------------------------------------------------------------------------------
@@ -276,7 +299,7 @@ def test_held_out_prompts_are_answered_alike_in_every_evaluation() -> None:
     ({"aligned__cutoff_len": 90, "aligned__max_new_tokens": 7},
      "cutoff_len is 90 and max_new_tokens 7, but the model has positions for 96 tokens only.*Set cutoff_len to 89 or less"),
     ({"preferred__cutoff_len": 97}, "cutoff_len is 97, but the model has positions for 96 tokens only"),
-    ({"aligned__global_batch_size": None, "aligned__global_batch_tokens": 100}, "a rollout has a number of answers"),
+    ({"aligned__global_batch_size": None, "aligned__global_batch_tokens": 100}, "a rollout has a number of prompts"),
     ({"preferred__rpo_form": "scaled"}, "rpo_form is read with rpo_alpha only"),
     ({"preferred__dataset": "task:skills", "preferred__make_rejected": True}, "“make_rejected” says how files are read"),
     ({"judge__val_size": None}, "eval_steps is set, but there is nothing to evaluate on"),

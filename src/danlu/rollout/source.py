@@ -221,10 +221,14 @@ def held_out_reward(sampler: Sampler, prompts: Sequence[Example], seed: int, at_
 
     `eval_loss` is the negative score, so that the best model is the one with the highest.
     """
+    def seeds_from(first: int) -> Callable[[int], int]:
+        return lambda place: key(seed, HELD_OUT, first + place)
+
     def evaluate(_: Any) -> Mapping[str, float]:
         answers: list[Answer] = []
         for start in range(0, len(prompts), at_once):
-            answers += sampler.answers(prompts[start:start + at_once], partial(key, seed, HELD_OUT, start))
+            seeds = seeds_from(start * sampler.num_generations)  # how many are answered at once changes no answer
+            answers += sampler.answers(prompts[start:start + at_once], seeds)
         found = summary(answers)
         return {"eval_loss": -found["rollout/reward"],
                 **{name.replace("rollout/", "eval_"): found[name] for name in ("rollout/reward", "rollout/kl",

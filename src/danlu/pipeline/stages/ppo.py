@@ -3,9 +3,9 @@
     aligned: {stage: ppo, model: chat, reward_model: judge, dataset: [prompts.jsonl, task:skills], max_new_tokens: 64}
 
 The policy answers `global_batch_size` prompts, each `num_generations` times (a rollout). The reward model scores the
-answers at their last token, the reference (the model before training) sets the penalty for leaving it, and the critic, which starts
-as the reward model, says what was to be expected. Then `num_ppo_epochs` passes are made over the answers, each in
-`num_mini_batches` optimizer steps. One process does it all; under torchrun the others wait.
+answers at their last token, the reference (the model before training) sets the penalty for leaving it, and the critic,
+which starts as the reward model, says what was to be expected. Then `num_ppo_epochs` passes are made over the answers,
+each in `num_mini_batches` optimizer steps. One process does it all; under torchrun the others wait.
 """
 
 import json
