@@ -210,7 +210,7 @@ def test_settings_that_only_a_corpus_reads(key: str, value: int) -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("num_prompts", 5), ("samples", 0)])
 def test_settings_that_only_tasks_read(key: str, value: int) -> None:
-    with pytest.raises(ConfigError, match=f"recipe.yaml:1: {key} is read with tasks only"):
+    with pytest.raises(ConfigError, match=f"recipe.yaml:1: {key} is read with tasks( or judge_prompts)? only"):
         settings(corpus="corpus", prompts=["hi"], **{key: value})
     assert getattr(settings(tasks=["task:copy"], **{key: value}), key) == value
 

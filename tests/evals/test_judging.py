@@ -121,6 +121,22 @@ def test_shown_answers_carry_the_score_of_what_is_shown(inputs: dict[str, Input]
     assert len(report["rewards"]) == (2 if more else 0) and report["preferences"] == []
 
 
+def test_answers_are_drawn_for_prompts_without_a_task_too(inputs: dict[str, Input]) -> None:
+    """Prompts of a file, evenly spread over it; they count in scores and KL, not among exact answers."""
+    path = Path(pairs_of(inputs)).parent / "asked.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"say {number}"}) + "\n" for number in range(9)), encoding="utf-8")
+    more = inputs | {str(path): Input(str(path), "files", "cc" * 32, files=(path,))}
+    chosen = settings(judge="judge", judge_prompts=[str(path)], num_prompts=4, reference="chat", max_new_tokens=6)
+    figures, report, _ = measured(more, chosen)
+    assert figures["kl/chat"] == 0.0 and "sampled_exact_match/chat" not in figures
+    assert all(row["num_answers"] == 4 and row["exact"] is None for row in report["rewards"])
+    both = settings(judge="judge", judge_prompts=[str(path)], tasks=["task:copy"], num_prompts=4, max_new_tokens=6)
+    figures, report, _ = measured(more, both)
+    assert all(row["num_answers"] == 8 for row in report["rewards"]) and "sampled_exact_match/chat" in figures
+    with pytest.raises(ConfigError, match="judge_prompts is read with a judge only"):
+        settings(judge_prompts=[str(path)], prompts=["hi"])
+
+
 def test_preferences_need_no_judge(inputs: dict[str, Input]) -> None:
     figures, report, _ = measured(inputs, settings(models=["chat"], preferences=["task:copy"], num_pairs=6))
     assert set(figures) == {"prefers_chosen/chat", "prefers_chosen/chat/form", "prefers_chosen/chat/wrong",

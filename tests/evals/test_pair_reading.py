@@ -88,8 +88,8 @@ def test_rows_by_category_and_over_all() -> None:
     shares = {"form": (1.5, 2), "wrong": (2.0, 3), ALL_PAIRS: (3.5, 5)}
     assert [(row.category, row.value, row.low, row.high, row.num_pairs) for row in rows] == [
         (name, total / count, *(wilson_interval(total, count) or ()), count) for name, (total, count) in shares.items()]
-    margins = {name: [values[place][0] - values[place][1] for place in range(5) if name in (records[place].category, ALL_PAIRS)]
-               for name in shares}
+    margins = {name: [values[place][0] - values[place][1] for place, record in enumerate(records)
+                      if name in (record.category, ALL_PAIRS)] for name in shares}
     assert [row.margin for row in rows] == pytest.approx([float(np.mean(margins[row.category])) for row in rows])
     assert rows[-1].margin_low is not None and rows[-1].margin_low < rows[-1].margin < (rows[-1].margin_high or 0)
     [only] = preference_rows("m", "model", records, {0: 1.0, 2: 0.0}, values)

@@ -75,11 +75,11 @@ class PreferenceRow:
 
 @dataclass(frozen=True, slots=True)
 class RewardRow:
-    """What one model samples for held-out prompts, one answer each. Intervals are 95 %, over prompts.
+    """What one model samples for prompts, one answer each. Intervals are 95 %, over prompts.
 
     score   the judge's mean score (the scale is the judge's own)
     kl      mean over the answers of log π − log π_ref, summed over the answer's tokens in nats; None: no reference
-    exact   the share of exact answers, with its Wilson interval
+    exact   the share of exact answers to tasks, with its Wilson interval; None: there was no task
     ended   the share of answers that ended by themselves
     length  mean tokens of an answer, with the one that ends it
     """
@@ -91,9 +91,9 @@ class RewardRow:
     kl: float | None
     kl_low: float | None
     kl_high: float | None
-    exact: float
-    exact_low: float
-    exact_high: float
+    exact: float | None
+    exact_low: float | None
+    exact_high: float | None
     ended: float
     length: float
     num_answers: int

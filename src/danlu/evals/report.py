@@ -227,7 +227,7 @@ def _preference_parts(report: Report) -> list[str]:
         table = [["model", "judge's score", *kl, "exact match", "ended by itself", "tokens", "answers"]]
         table += [[row.model, _score(row), *([_kl(row)] if kl else []), _exact(row), f"{100 * row.ended:.1f} %",
                    f"{row.length:.1f}", f"{row.num_answers:,}"] for row in report.rewards]
-        parts += ["Answers drawn at temperature 1 for held-out prompts, which is what PPO trains; in brackets 95 % "
+        parts += ["Answers drawn at temperature 1, which is what PPO trains; in brackets 95 % "
                   "intervals over prompts. The score has no unit; KL is in nats per answer.", _table(table)]
     return [*parts, "![preferences and rewards](preferences.png)"]
 
@@ -251,6 +251,8 @@ def _kl(row: RewardRow) -> str:
 
 
 def _exact(row: RewardRow) -> str:
+    if row.exact is None or row.exact_low is None or row.exact_high is None:
+        return "–"
     return f"{100 * row.exact:.1f} % [{100 * row.exact_low:.1f} – {100 * row.exact_high:.1f}]"
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from danlu.core.errors import DataError
+from danlu.core.records import Message
 from danlu.evals.figures import RewardRow
 from danlu.evals.generative import Answerer, Question, Said
 from danlu.evals.statistics import mean_interval, wilson_interval
@@ -31,7 +32,7 @@ TEMPERATURE = 1.0
 class Drawn:
     """One model's answers to the prompts that it could be asked, and what was found out about each.
 
-    exact         the task's verdict, 1.0 for an exact answer
+    exact         the task's verdict, 1.0 for an exact answer, for the answers to tasks (they come first)
     logprobs      of each token under the model itself, and under the reference; None: nobody was asked
     scores        the judge's; None: nobody was asked
     """
@@ -56,13 +57,14 @@ class Drawn:
 
 
 def draw(answerer: Answerer, questions: Sequence[Question], seed: int,
-         progress: Callable[[int], None] = lambda done: None) -> Drawn:
-    """One answer for every prompt that leaves room for it, at temperature 1."""
+         progress: Callable[[int], None] = lambda done: None, more: Sequence[Sequence[Message]] = ()) -> Drawn:
+    """One answer for every prompt that leaves room for it, at temperature 1; `more` are prompts without a task."""
+    asked = [*(question.messages for question in questions), *more]
     seeds = [int(np.random.SeedSequence([seed, SAMPLED, place]).generate_state(1, np.uint64)[0])
-             for place in range(len(questions))]
-    said = answerer.say([question.messages for question in questions], progress, temperature=TEMPERATURE, seeds=seeds)
-    asked = [(question, answer) for question, answer in zip(questions, said, strict=True) if answer is not None]
-    return Drawn([answer for _, answer in asked], [question.scored(answer.text).score for question, answer in asked])
+             for place in range(len(asked))]
+    said = answerer.say(asked, progress, temperature=TEMPERATURE, seeds=seeds)
+    exact = [question.scored(answer.text).score for question, answer in zip(questions, said) if answer is not None]
+    return Drawn([answer for answer in said if answer is not None], exact)
 
 
 def token_logprobs(root: Root, said: Sequence[Said], device: torch.device, micro_batch_tokens: int) -> list[np.ndarray]:
@@ -87,10 +89,11 @@ def reward_row(model: str, drawn: Drawn) -> RewardRow:
         raise DataError(f"the log-probabilities of the answers of {model} are not finite")
     low, high = mean_interval(drawn.scores) or (None, None)
     kl_low, kl_high = (None if kl is None else mean_interval(kl)) or (None, None)
-    exact_low, exact_high = wilson_interval(sum(drawn.exact), count) or (0.0, 1.0)
+    exact = sum(drawn.exact) / len(drawn.exact) if drawn.exact else None
+    exact_low, exact_high = wilson_interval(sum(drawn.exact), len(drawn.exact)) or (None, None)
     return RewardRow(
         model=model, score=sum(drawn.scores) / count, low=low, high=high,
         kl=None if kl is None else sum(kl) / count, kl_low=kl_low, kl_high=kl_high,
-        exact=sum(drawn.exact) / count, exact_low=exact_low, exact_high=exact_high,
+        exact=exact, exact_low=exact_low, exact_high=exact_high,
         ended=sum(said.completion.stopped for said in drawn.said) / count,
         length=sum(len(said.completion.tokens) for said in drawn.said) / count, num_answers=count)

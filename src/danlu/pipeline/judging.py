@@ -20,7 +20,7 @@ import torch
 
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.ledger import Ledger
-from danlu.core.records import Preference
+from danlu.core.records import Message, Preference
 from danlu.evals.figures import Answered, PreferenceRow, RewardRow
 from danlu.evals.generative import Answerer, Question, Said
 from danlu.evals.preferences import encode_pairs, judge_values, model_values, preference_rows, verdicts
@@ -31,7 +31,7 @@ from danlu.models.scorer import LoadedScorer, load_scorer
 from danlu.pipeline.context import TASK, Context
 from danlu.pipeline.models import place
 from danlu.tasks import task_preferences
-from danlu.text.preferences import read_preferences
+from danlu.text.preferences import read_preferences, read_prompts
 from danlu.tokens.chat import Chat
 from danlu.tokens.codec import vocabulary_of
 
@@ -74,6 +74,7 @@ class Jury:
         self.settings: Any = context.settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.pairs = _pairs(context, notes)
+        self.more = _prompts(context)  # that answers are drawn for beside those of tasks
         self.heard: list[Heard] = []
         self._verdicts: dict[tuple[str, str], dict[int, float]] = {}  # by kind and name
         self._values: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
@@ -90,9 +91,9 @@ class Jury:
         if self.settings.judge is None:
             return
         drawn = None
-        if questions:
-            with self.context.progress(f"{name}: answers at temperature 1", total=len(questions)) as bar:
-                drawn = draw(answerer, questions, self.context.seed, lambda done: bar.update(done))
+        if questions or self.more:
+            with self.context.progress(f"{name}: answers at temperature 1", total=len(questions) + len(self.more)) as bar:
+                drawn = draw(answerer, questions, self.context.seed, lambda done: bar.update(done), self.more)
             if drawn.said and self.settings.reference is not None:
                 drawn.logprobs = token_logprobs(loaded.root, drawn.said, self.device, self.settings.micro_batch_tokens)
         self.heard.append(Heard(name, vocabulary_of(loaded.tokenizer), drawn if drawn and drawn.said else None, shown))
@@ -200,6 +201,18 @@ def _why_not_scored(heard: Heard, judge: LoadedScorer) -> str:
     except (ConfigError, DataError):
         alike = False
     return "" if alike else "the judge's chat template asks in another form"
+
+
+def _prompts(context: Context) -> list[tuple[Message, ...]]:
+    """`num_prompts` prompts from each of `judge_prompts`, evenly spread over it, each only once."""
+    found: dict[tuple[Message, ...], None] = {}
+    for text in context.settings.judge_prompts:
+        records = list(read_prompts(text, context.base, Ledger()))
+        if not records:
+            raise DataError("holds no prompt to draw answers for", where=text)
+        count = min(len(records), context.settings.num_prompts)
+        found |= dict.fromkeys(records[place * len(records) // count].messages for place in range(count))
+    return list(found)
 
 
 def _pairs(context: Context, notes: list[str]) -> list[Preference]:

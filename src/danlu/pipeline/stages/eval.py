@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from danlu.pipeline.judging import Jury, Shown
 
 KIND = "report"
-SCHEMA = 4
+SCHEMA = 5
 NGRAM = "n-gram"
 READ_FOR_BITS = ("max_bytes", "cutoff_len", "ngram_max_bytes")
-READ_FOR_TASKS = ("num_prompts", "samples")
+READ_FOR_TASKS = ("samples",)
 READ_FOR_PAIRS = ("num_pairs",)
 READ_FOR_ANSWERS = ("max_new_tokens", "batch_size")
 LONGEST_WINDOW = 2048  # tokens, for models that do not say what they were trained on
@@ -56,18 +56,19 @@ class Settings(Config):
     cutoff_len: int | None = Field(None, ge=8, description="tokens seen at once when scored; by default as in training")
     ngram_max_bytes: int = Field(16_000_000, ge=0, description="training text for the n-gram baseline; 0: no n-gram")
     tasks: tuple[str, ...] = Field((), description="tasks whose held-out prompts are answered, such as task:skills")
-    num_prompts: int = Field(200, ge=1, description="prompts for each entry of tasks")
+    num_prompts: int = Field(200, ge=1, description="prompts for each entry of tasks and judge_prompts")
     max_new_tokens: int = Field(64, ge=1, description="longest answer, in tokens")
     samples: int = Field(10, ge=0, description="answers to task prompts that are shown side by side")
     prompts: tuple[str, ...] = Field((), description="free prompts whose answers are shown side by side")
     judge: str | None = Field(None, description="a reward model: a step (stage rm), folder or hub id; scores answers")
+    judge_prompts: tuple[str, ...] = Field((), description="files of prompts: the judge scores drawn answers to them, too")
     preferences: tuple[str, ...] = Field((), description="tasks (their held-out pairs) or files of preferences")
     num_pairs: int = Field(300, ge=1, description="pairs for each entry of preferences")
     reference: str | None = Field(None, description="one of models: how far the others have moved from it (KL)")
     batch_size: int = free(64, ge=1, description="prompts answered at once")
     micro_batch_tokens: int = free(8192, ge=1, description="tokens scored at once")
 
-    @field_validator("models", "tasks", "preferences")
+    @field_validator("models", "tasks", "judge_prompts", "preferences")
     @classmethod
     def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) < len(names):
@@ -76,13 +77,16 @@ class Settings(Config):
 
     @model_validator(mode="after")
     def _eval_reads_all(self) -> "Settings":
-        asked, judged = bool(self.tasks or self.prompts), self.judge is not None
+        drawn, judged = bool(self.tasks or self.judge_prompts), self.judge is not None
+        asked = bool(drawn or self.prompts)
         for needed, there, names in (("corpus", self.corpus is not None, READ_FOR_BITS),
                                      ("tasks", bool(self.tasks), READ_FOR_TASKS),
+                                     ("tasks or judge_prompts", drawn, ("num_prompts",)),
+                                     ("a judge", judged or not self.judge_prompts, ("judge_prompts",)),
                                      ("tasks or prompts", asked, READ_FOR_ANSWERS),
                                      ("preferences", bool(self.preferences), READ_FOR_PAIRS),
                                      ("tasks, prompts or preferences", asked or bool(self.preferences), ("judge",)),
-                                     ("a judge and tasks", judged and bool(self.tasks), ("reference",)),
+                                     ("a judge and tasks", judged and drawn, ("reference",)),
                                      ("corpus, preferences or judge", bool(self.corpus or self.preferences) or judged,
                                       ("micro_batch_tokens",))):
             unread = [name for name in names if name in self.model_fields_set and getattr(self, name) is not None]
@@ -99,13 +103,14 @@ def references(settings: Settings) -> list[Reference]:
     found += [Reference(("tasks", place), text, (TASK,)) for place, text in enumerate(settings.tasks)]
     if settings.judge is not None:
         found.append(Reference(("judge",), settings.judge, ("reward_model", FILES, HUB)))
+    found += [Reference(("judge_prompts", place), text, (FILES,)) for place, text in enumerate(settings.judge_prompts)]
     pairs = enumerate(settings.preferences)
     return found + [Reference(("preferences", place), text, (FILES, TASK)) for place, text in pairs]
 
 
 def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
     """Raises ConfigError where there is nothing to measure, and for a reference that is none of the models."""
-    if settings.corpus is None and not settings.tasks and not settings.prompts and not settings.preferences:
+    if not (settings.corpus or settings.tasks or settings.prompts or settings.judge_prompts or settings.preferences):
         raise ConfigError("there is nothing to measure the models on",
                           hint="Set corpus, tasks, prompts or preferences.")
     if settings.reference is not None and settings.reference not in settings.models:
@@ -118,9 +123,10 @@ def forecast(settings: Settings, inputs: Mapping[str, Input]) -> Forecast:
     notes = []
     if settings.corpus is not None:
         notes.append(f"scores up to {settings.max_bytes:,} held-out bytes per category and model")
-    if settings.tasks or settings.prompts:
+    if settings.tasks or settings.prompts or settings.judge_prompts:
         answers = settings.num_prompts * len(settings.tasks) + len(settings.prompts)
-        answers += settings.num_prompts * len(settings.tasks) if settings.judge is not None else 0  # drawn ones
+        drawn = len(settings.tasks) + len(settings.judge_prompts) if settings.judge is not None else 0
+        answers += settings.num_prompts * drawn
         notes.append(f"up to {answers * len(settings.models):,} answers of at most {settings.max_new_tokens} tokens")
     if settings.preferences:
         pairs = settings.num_pairs * len(settings.preferences)
@@ -199,7 +205,9 @@ def figures(report: "Report") -> dict[str, float | int]:
         if row.category == ALL_PAIRS and row.kind == "model":
             named[f"margin/{row.system}"] = row.margin
     for reward in report.rewards:
-        named |= {f"judge_score/{reward.model}": reward.score, f"sampled_exact_match/{reward.model}": reward.exact}
+        named[f"judge_score/{reward.model}"] = reward.score
+        if reward.exact is not None:
+            named[f"sampled_exact_match/{reward.model}"] = reward.exact
         if reward.kl is not None:
             named[f"kl/{reward.model}"] = reward.kl
     return named
@@ -276,7 +284,7 @@ def _measure(context: Context, text: str, name: str, texts: Mapping[str, Sequenc
         found.curves += loss_curves(name, source.folder)
     if texts:
         found.bits += _model_bits(context, name, loaded, texts, window, found.notes)
-    if questions or settings.prompts:
+    if questions or settings.prompts or settings.judge_prompts:
         _answers(context, name, loaded, questions, found, jury)
     jury.prefer(name, loaded)
 
