@@ -3,10 +3,10 @@
     python bench/rl_check.py --runs runs --seeds 0 1 2
 
 Takes the steps judge, preferred, aligned and report of recipes/quickstart.yaml, lets each seed make them anew from the
-base and chat models that the quickstart has left, and prints one table. What must hold for every seed: the judge is right
-on at least 80 % of held-out pairs; the margin by which `preferred` finds chosen answers more probable than rejected ones
-(what DPO widens), and the judge's score of what `aligned` samples (what PPO raises), lie above those of `chat` with disjoint
-95 % intervals. Ends with code 1 where one does not.
+base and chat models that the quickstart has left, and prints one table. What must hold for every seed: the judge is
+right on at least 80 % of held-out pairs; the margin by which `preferred` finds chosen answers more probable than rejected
+ones (what DPO widens), and the judge's score of what `aligned` samples (what PPO raises), lie above those of `chat` with
+disjoint 95 % intervals. Ends with code 1 where one does not.
 """
 
 import argparse
