@@ -51,7 +51,7 @@ gpu: .venv/.run
 		{ echo "danlu needs Python 3.11 or newer; set PYTHON=/path/to/it"; exit 1; }
 	@echo "First run: making .venv and installing danlu with PyTorch, transformers and what they need."
 	@echo "The download is about 400 MB (2.5 GB where the registry's PyTorch is the CUDA build); it takes 1 to 10 minutes."
-	@echo "The demo itself then takes about 13 minutes on two cores, in 4 GiB of memory."
+	@echo "The demo itself then takes about 14 minutes on two cores, in 4 GiB of memory."
 	$(PYTHON) -m venv .venv
 
 .venv/.run: .venv/bin/python pyproject.toml constraints.txt

@@ -2,29 +2,36 @@
 
 1. packed trees give the log-probabilities and gradients of the CPU (float32, and bf16 autocast within its precision)
 2. the head: chunked with gradients in the forward pass, beside plain logits with `F.cross_entropy`
-3. tokens per second of whole training steps
+3. scores, values and DPO's loss of the CPU; greedy answers of the CPU; a rollout's first ratio is 1
+4. tokens per second of whole training steps, seconds of a PPO rollout with its passes
 
 Prints one line per check; ends with code 1 where a check fails, and with code 2 where there is no GPU.
 """
 
+import copy
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
 from danlu.core.examples import Branch, Example
 from danlu.data.loader import Loader
 from danlu.data.store import ExampleStore, write_examples
 from danlu.models import head
+from danlu.models.generate import generate
 from danlu.models.load import why_not_packed
-from danlu.models.root import Root
+from danlu.models.root import ActorCritic, Root, ScoreRoot
 from danlu.objectives.language import Language
+from danlu.objectives.policy import PPO
+from danlu.objectives.preference import DPO
+from danlu.rollout.source import Estimator, RolloutSource, Sampler
 from danlu.train.parallel import World
 from danlu.train.trainer import Trainer, TrainSettings
 
@@ -77,6 +84,70 @@ def check_equal() -> bool:
     return fine
 
 
+def preferences(seed: int, count: int) -> list[Example]:
+    """Random pairs with a reference that is the same everywhere."""
+    draw = np.random.default_rng(seed)
+
+    def branch() -> Branch:
+        size = int(draw.integers(4, 40))
+        return Branch(draw.integers(0, VOCAB, size), np.ones(size), {"ref_logprobs": np.full(size, -9.0)})
+
+    return [Example(draw.integers(0, VOCAB, draw.integers(5, 60)), (branch(), branch())) for _ in range(count)]
+
+
+def new_scorer() -> ScoreRoot:
+    """A random scalar model in float32."""
+    torch.manual_seed(1)
+    config = copy.deepcopy(CONFIG)
+    config.num_labels, config.pad_token_id = 1, 0
+    root = ScoreRoot(AutoModelForSequenceClassification.from_config(config, dtype=torch.float32))
+    assert why_not_packed(root) is None
+    return root
+
+
+def check_aligned() -> bool:
+    """Reward model, DPO and generator on the GPU against the CPU."""
+    examples, scorer, policy = preferences(2, 8), new_scorer().eval(), new_root().eval()
+    prompts = [example.stem.tolist() for example in examples]
+    found: dict[str, list] = {}
+    for device in ("cpu", "cuda"):
+        scorer.to(device), policy.to(device)
+        batch = scorer.batch(examples).to(device)
+        with torch.no_grad():
+            read = scorer(batch)
+            loss = DPO(0.1)(policy(batch), batch).total
+        answers = generate(policy.lm, prompts, max_new_tokens=24, stop_ids=[], pad_id=0)
+        found[device] = [read.scores_N.cpu(), read.values_S.cpu(), loss.cpu(), [answer.tokens for answer in answers]]
+    far = [float((one - other).abs().max()) for one, other in zip(found["cpu"][:3], found["cuda"][:3])]
+    alike = np.mean([one == other for one, other in zip(found["cpu"][3], found["cuda"][3])])
+    good = max(far) < 1e-3 and alike > 0.7  # random weights: two tokens may be equally likely
+    print(f"scores within {far[0]:.2g}, values {far[1]:.2g}, DPO's loss {far[2]:.2g}, greedy answers alike {alike:.0%} "
+          f"{'ok' if good else 'WRONG'}")
+    return good
+
+
+def check_rollouts() -> bool:
+    """PPO on the GPU: the first ratio of every rollout, and the time of a rollout with its passes."""
+    draw = np.random.default_rng(3)
+    trained, frozen = ActorCritic(new_root(), new_scorer()).to("cuda"), new_root().to("cuda")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "store").mkdir()
+        prompts = (Example(draw.integers(0, VOCAB, 64), (Branch(np.zeros(0)),)) for _ in range(256))
+        write_examples(folder / "store", prompts, VOCAB)
+        sampler = Sampler(trained, new_scorer().to("cuda"), lambda: nullcontext(frozen), [1], VOCAB, 128, 1.0,
+                          torch.device("cuda"), 16384, 256, 1.0, 4)
+        loader = Loader(ExampleStore(folder / "store"), seed=0, global_batch_size=32)
+        source = RolloutSource(loader, sampler, Estimator(), 0, 2, 1)
+        settings = TrainSettings(max_steps=8, learning_rate=1e-5, plot_loss=False, save_steps=10**6)
+        infos = list(Trainer(trained, PPO(), source, settings, folder, World.current("cuda"), 0, "gpu").fit())
+    ratio = infos[0].metrics["ratio"]
+    seconds = np.median([one.seconds + other.seconds for one, other in zip(infos[2::2], infos[3::2])])
+    good = abs(ratio - 1) < 1e-3
+    print(f"PPO: first ratio {ratio:.6f} {'ok' if good else 'WRONG'}; 128 answers of 128 tokens, 2 passes: {seconds:.2f} s")
+    return good
+
+
 def timed(action: Callable[[], object], rounds: int = 10) -> float:
     """Seconds of one call, the median of several, the device waited for."""
     times = []
@@ -123,7 +194,7 @@ def main() -> int:
         print("no GPU here")
         return 2
     print(torch.cuda.get_device_name(), torch.__version__)
-    fine = check_equal()
+    fine = check_equal() & check_aligned() & check_rollouts()
     time_head()
     time_training()
     return 0 if fine else 1

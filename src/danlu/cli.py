@@ -257,7 +257,8 @@ def chat(model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model: r
 
 Model = Annotated[str, typer.Option("--model", metavar="MODEL", help="A model folder, a step's folder or a hub id.")]
 Datasets = Annotated[list[str], typer.Option("--dataset", metavar="PATH", help="A file or folder; may be repeated.")]
-Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="The run's name; default: the dataset's.")]
+Name = Annotated[str | None, typer.Option(
+    "--name", metavar="NAME", help="The run's name; default: the dataset's, for rm, dpo and ppo with the stage.")]
 StepOverrides = Annotated[list[str] | None, typer.Option(
     "--set", metavar="KEY=VALUE", help="A setting of the stage, e.g. learning_rate=1e-4; may be repeated.")]
 
@@ -310,6 +311,7 @@ def ppo_command(model: Model, dataset: Datasets,
     """Let a chat model answer your prompts and learn from what a reward model says (PPO with a critic).
 
     [bold]Example:[/] danlu ppo --model runs/quickstart/chat --reward-model runs/quickstart/judge --dataset prompts.jsonl
+    --set cutoff_len=512
     """
     _one_step("ppo", {"model": model, "reward_model": reward_model}, dataset, name, runs, overrides)
 
@@ -319,7 +321,7 @@ def _one_step(stage: str, models: dict[str, str], datasets: list[str], name: str
     from danlu.pipeline.onestep import default_name, write_recipe
     from danlu.pipeline.run import run
 
-    path, recipe = write_recipe(stage, runs, name or default_name(datasets), models, datasets, options or [])
+    path, recipe = write_recipe(stage, runs, name or default_name(datasets, stage), models, datasets, options or [])
     console = _console()
     console.print(visible(f"recipe: {path}"), highlight=False, markup=False)
     run(recipe, runs, console=console)

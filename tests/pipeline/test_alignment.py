@@ -204,14 +204,14 @@ def test_a_policy_is_trained_with_its_critic_and_its_account_balances() -> None:
 
     stations, metrics = stations_of(folder), found["aligned"].metrics
     rollouts = stations["rollouts"]
-    # 14 prompts, 6 at once: the third rollout has two
-    assert metrics["num_rollouts"] == 3 and rollouts["in"]["rows"] == 14
-    assert rollouts["in"]["tokens"] == stations["tokenize"]["out"]["tokens"]
+    # 14 prompts, 6 at once: the third rollout has two, and four of the next pass
+    assert metrics["num_rollouts"] == 3 and rollouts["in"]["rows"] == 18 == metrics["num_answers"]
+    assert rollouts["in"]["tokens"] > stations["tokenize"]["out"]["tokens"]
     assert rollouts["added"]["sampled"]["tokens"] == metrics["num_answer_tokens"] > 14
     lines = read_log(folder)
     assert [line["step"] for line in lines if "rollout/reward" in line] == [1, 5, 9]
     assert sum(line["rollout/num_unfinished"] for line in lines if "rollout/reward" in line) == \
-        stations["answers cut by max_new_tokens"]["in"]["rows"]
+        metrics["num_unfinished"]
 
 
 def test_several_answers_to_a_prompt_are_counted_and_learned() -> None:
@@ -264,10 +264,10 @@ def test_a_policy_that_is_asked_to_stop_does_so_between_rollouts_and_goes_on(mon
 
 
 def test_a_rollout_may_have_fewer_answers_than_mini_batches() -> None:
-    write_rows("seven.jsonl", [{"prompt": f"river {n}"} for n in range(7)])
-    artifact = made("aligned", dataset="seven.jsonl", num_mini_batches=3, num_ppo_epochs=1, max_steps=6)
+    write_rows("two.jsonl", [{"prompt": f"river {n}"} for n in range(2)])
+    artifact = made("aligned", dataset="two.jsonl", num_mini_batches=3, num_ppo_epochs=1, max_steps=6)
     assert artifact.metrics["num_rollouts"] == 2 and artifact.metrics["steps"] == 6
-    assert read_log(artifact.folder)[3]["rollout/num_answers"] == 1
+    assert read_log(artifact.folder)[3]["rollout/num_answers"] == 2
 
 
 def test_held_out_prompts_are_answered_alike_in_every_evaluation() -> None:
@@ -282,7 +282,6 @@ def test_held_out_prompts_are_answered_alike_in_every_evaluation() -> None:
                   "judge", "aligned", runs=runs)["aligned"]
                for runs, more in (("runs", {}), ("three-at-once", {"generation_batch_size": 3}))]
     left, right = ([line for line in read_log(artifact.folder) if "eval_loss" in line] for artifact in several)
-    assert several[0].fingerprint == several[1].fingerprint
     for one, other in zip(left, right, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
 

@@ -85,11 +85,11 @@ def test_one_line_each() -> None:
     assert "steps 2" in said and "    pref_beta: 0.2\n" in Path("runs/mine-dpo/recipe.yaml").read_text()
     said = command("ppo", "--model", "runs/mine-dpo/dpo", "--reward-model", "runs/mine-rm/rm", "--dataset", "prompts.jsonl",
                    "--set", "max_new_tokens=4", *few)
-    text = Path("runs/prompts/recipe.yaml").read_text()
+    text = Path("runs/prompts-ppo/recipe.yaml").read_text()
     assert "steps 2" in said and "    reward_model: runs/mine-rm/rm\n" in text and "### model" in text
-    assert "reused" in command("run", "runs/prompts/recipe.yaml")
-    assert "rollouts" in command("ledger", "runs/prompts") and "3 of 3 verified" in command("verify", "runs/mine-dpo")
-    assert command("clean", "runs/prompts") == command("clean", "runs/mine-dpo") == "Nothing to remove.\n"
+    assert "reused" in command("run", "runs/prompts-ppo/recipe.yaml")
+    assert "rollouts" in command("ledger", "runs/prompts-ppo") and "3 of 3 verified" in command("verify", "runs/mine-dpo")
+    assert command("clean", "runs/prompts-ppo") == command("clean", "runs/mine-dpo") == "Nothing to remove.\n"
     Path("planned.yaml").write_text(RECIPE.replace("max_steps: 12", "num_train_epochs: 2"))
     planned = command("plan", "planned.yaml", "--runs", "planned")
     assert planned.count("has not run yet") == 3 and not Path("planned").exists()

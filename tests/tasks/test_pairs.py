@@ -38,13 +38,13 @@ def test_the_rejected_answer_scores_nothing_and_the_chosen_one_everything(name: 
         assert TASKS[name].score(as_prompt(preference), preference.rejected) == 0.0
 
 
-def test_one_third_is_out_of_form_in_both_languages() -> None:
+def test_half_is_out_of_form_in_both_languages() -> None:
     preferences = task_preferences("skills", 0, 4000)
     for chinese in (False, True):
         categories = Counter(preference.category for preference in preferences
                              if bool(HAN.search(asked(preference))) == chinese)
         assert set(categories) == {"wrong", "form"} and categories.total() > 1500
-        assert 0.29 < categories["form"] / categories.total() < 0.38
+        assert 0.44 < categories["form"] / categories.total() < 0.56
 
 
 def test_wrong_answers_have_the_form_of_right_ones() -> None:
@@ -67,10 +67,10 @@ def test_wrong_numbers_are_often_near_and_often_of_the_prompt() -> None:
              for preference in task_preferences("add", 0, 1500) if preference.category == "wrong"]
     differences = Counter(abs(right - worse) for right, worse, _ in wrong)
     assert differences[1] > 0.1 * len(wrong) and differences[10] > 0.1 * len(wrong)
-    assert sum(str(worse) in re.findall(r"\d+", text) for _, worse, text in wrong) > 0.15 * len(wrong)
+    assert sum(str(worse) in re.findall(r"\d+", text) for _, worse, text in wrong) > 0.08 * len(wrong)
     compared = [preference for preference in task_preferences("compare", 0, 1000) if preference.category == "wrong"]
     other = sum(preference.rejected in re.findall(r"\d+", asked(preference)) for preference in compared)
-    assert other > 0.2 * len(compared)
+    assert other > 0.1 * len(compared)
 
 
 def test_wrong_lists_have_another_order_another_word_one_less_or_one_twice() -> None:

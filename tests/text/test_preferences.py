@@ -138,7 +138,7 @@ def test_what_a_reference_model_said(names: tuple[str, str]) -> None:
     for values, reason in (
             ({chosen: -1.0}, "only one reference log-probability"),
             ({rejected: -1.0, chosen: None}, "only one reference log-probability"),
-            ({chosen: "-1.0", rejected: -2.0}, f"wrong type: “{chosen}” is not a number but a string"),
+            ({chosen: "about -1", rejected: -2.0}, f"wrong type: “{chosen}” is not a number but a string"),
             ({chosen: -1.0, rejected: True}, f"wrong type: “{rejected}” is not a number but a truth value"),
             ({chosen: float("nan"), rejected: -2.0}, f"log-probability that is not finite: “{chosen}”"),
             ({chosen: -1.0, rejected: float("-inf")}, f"log-probability that is not finite: “{rejected}”"),

@@ -88,7 +88,9 @@ def _check_kind(trained: Any, adapter: Path, head: str | None) -> None:
 
 def add_reference(adapted: nn.Module, adapter: Path) -> None:
     """Loads trained adapters a second time, frozen, under the name `reference`."""
-    adapted.load_adapter(str(adapter), REFERENCE)  # type: ignore[operator]  # peft's, known as a Module
+    peft: Any = adapted
+    peft.load_adapter(str(adapter), REFERENCE)
+    peft.set_adapter(TRAINED)  # peft up to 0.20 leaves them frozen, too
 
 
 @contextmanager

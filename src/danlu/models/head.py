@@ -15,6 +15,7 @@ the product, torch's fused softmax, and the two products of the gradient. The ta
 Legend: S sites, V vocabulary, D width.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 1 << 25  # of the logits buffer: 128 MiB in float32
 KEPT_ELEMENTS = 1 << 28  # of probabilities kept for a backward pass: 1 GiB in float32
+MENDED_AT_ONCE = 256  # sites
 FAINT = 1e-30  # below this a float32 probability loses digits, and its logarithm is taken from the logits
 
 
@@ -70,6 +72,7 @@ class _Pass:
     shape: Shape
     workspace: Workspace
     statistics: bool = False
+    grad: bool = True  # whether anybody will ask for gradients
 
     def can_keep(self, h_SD: Tensor) -> bool:
         """Whether the probabilities of all sites fit into the workspace as they are needed for the gradients."""
@@ -119,6 +122,8 @@ class _Pass:
                 grad_w.index_add_(0, y, (x * own).to(grad_w.dtype))
             if grad_b is not None:
                 grad_b.sub_((p * c).sum(0)).index_add_(0, y, own[:, 0].to(grad_b.dtype))
+        if not known:
+            self._mend(h_SD, weight, y_S, logp)
         return SiteStatistics(logp, entropy, argmax), grad_h, grad_w, grad_b
 
     def _probabilities(self, x: Tensor, weight: Tensor, y: Tensor, logp: Tensor, wide: torch.dtype, z: Tensor
@@ -126,13 +131,16 @@ class _Pass:
         """softmax(z) in the buffer z [rows, V], and the slope of the soft cap; fills in log p(y)."""
         z, slope = self._logits(x, weight, wide, z)
         torch.softmax(z, 1, out=z)
-        p_y = z.gather(1, y[:, None])[:, 0]
-        torch.log(p_y, out=logp)
-        faint = torch.nonzero(p_y < FAINT)[:, 0]
-        if len(faint):
-            again = self._logits(x[faint], weight, wide, torch.empty_like(z[faint], dtype=x.dtype))[0]
-            logp[faint] = again.log_softmax(1).gather(1, y[faint, None])[:, 0]
+        torch.log(z.gather(1, y[:, None])[:, 0], out=logp)
         return z, slope
+
+    def _mend(self, h_SD: Tensor, weight: Tensor, y_S: Tensor, logp_S: Tensor) -> None:
+        """Takes the logarithms of very small probabilities from the logits."""
+        faint = torch.nonzero(logp_S < math.log(FAINT))[:, 0]  # one look at the device for all chunks
+        for rows in faint.split(MENDED_AT_ONCE):
+            room = torch.empty(len(rows), len(weight), dtype=h_SD.dtype, device=h_SD.device)
+            z = self._logits(h_SD[rows], weight, logp_S.dtype, room)[0]
+            logp_S[rows] = z.log_softmax(1).gather(1, y_S[rows, None])[:, 0]
 
     def _logits(self, x: Tensor, weight: Tensor, wide: torch.dtype, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """z = f(x·Wᵀ + b) in the buffer z [rows, V], and the slope of the soft cap."""
@@ -166,7 +174,7 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h_SD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, y_S: Tensor, c_S: Tensor,
                 head: _Pass) -> tuple[Tensor, Tensor]:
-        needs_h, needs_w = ctx.needs_input_grad[:2]
+        needs_h, needs_w = (head.grad and needs for needs in ctx.needs_input_grad[:2])
         found, *grads = head.run(h_SD, y_S, c_S if needs_h or needs_w else None, needs_w)
         ctx.grads = grads
         ctx.mark_non_differentiable(found.logprobs_S)
@@ -188,7 +196,7 @@ class _Logprobs(torch.autograd.Function):
                 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         ctx.save_for_backward(h_SD, y_S)
         ctx.head, ctx.kept = head, None
-        if any(ctx.needs_input_grad) and head.can_keep(h_SD):
+        if head.grad and any(ctx.needs_input_grad) and head.can_keep(h_SD):
             ctx.kept = head.workspace.take(len(h_SD), h_SD, len(weight_VD))
             ctx.uses = head.workspace.uses
         found = head.run(h_SD, y_S, None, False, kept_SV=ctx.kept)[0]
@@ -209,11 +217,13 @@ class _Logprobs(torch.autograd.Function):
 def weighted_sum(h_SD: Tensor, weight_VD: Tensor, y_S: Tensor, c_S: Tensor, *, workspace: Workspace,
                  bias_V: Tensor | None = None, shape: Shape = Shape()) -> tuple[Tensor, Tensor]:
     """(Σ c_s·log p(y_s), differentiable; log p(y_s) [S], detached). h [S, D], weight [V, D], y int64 [S], c [S]."""
-    return _WeightedSum.apply(h_SD, weight_VD, bias_V, y_S, c_S, _Pass(weight_VD, bias_V, shape, workspace))
+    # inside an autograd function nothing tells that gradients are off
+    head = _Pass(weight_VD, bias_V, shape, workspace, grad=torch.is_grad_enabled())
+    return _WeightedSum.apply(h_SD, weight_VD, bias_V, y_S, c_S, head)
 
 
 def logprobs(h_SD: Tensor, weight_VD: Tensor, y_S: Tensor, *, workspace: Workspace, bias_V: Tensor | None = None,
              shape: Shape = Shape(), statistics: bool = False) -> SiteStatistics:
     """log p(y_s) for each site in nats, differentiable; with `statistics` also entropy and arg max, detached."""
-    head = _Pass(weight_VD, bias_V, shape, workspace, statistics)
+    head = _Pass(weight_VD, bias_V, shape, workspace, statistics, torch.is_grad_enabled())
     return SiteStatistics(*_Logprobs.apply(h_SD, weight_VD, bias_V, y_S, head))

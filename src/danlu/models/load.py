@@ -83,6 +83,9 @@ def load_model(source: str | Path, *, tokenizer: Any | None = None, device: torc
     except (*UNREADABLE, RuntimeError) as error:
         raise ConfigError(f"no causal language model could be opened: {reason_of(error)}", where=str(source)) from None
     lm, info = opened
+    if any(name.endswith("ForSequenceClassification") for name in lm.config.architectures or ()):
+        raise ConfigError("is a model that scores sequences, not a language model", where=str(source),
+                          hint="Name the model that it was trained from; a reward model belongs under reward_model, judge.")
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ConfigError(f"has no weights for {missing[0]}"
@@ -189,6 +192,18 @@ def why_not_packed(root: Trunk) -> str | None:
 
 def _distance(left: Tensor, right: Tensor) -> float:
     return float((left - right).abs().max() / right.abs().max().clamp(min=1e-6))
+
+
+def without_dropout(lm: PreTrainedModel) -> None:
+    """Switches a checkpoint's own dropout off, in place; that of adapters, which somebody has set, stays.
+
+    Where a model is held against what it said before (a reference, the sampled answers) noise is a difference, too.
+    """
+    for name, module in lm.named_modules():
+        if isinstance(module, nn.Dropout) and "lora_dropout" not in name:
+            module.p = 0.0
+        if isinstance(vars(module).get("attention_dropout"), float):
+            module.attention_dropout = 0.0  # a plain number of transformers' attention
 
 
 def check_length(config: Any, cutoff_len: int, max_new_tokens: int = 0) -> None:

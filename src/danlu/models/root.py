@@ -100,7 +100,7 @@ class Root(Trunk):
             site_SD = site_SD.to(self.autocast)  # the head's products too; its softmax and sums stay in float32
         output = self.lm.get_output_embeddings()
         weight_VD, bias_V = output.weight, output.bias
-        if self.num_ids is not None:
+        if self.num_ids is not None and self.num_ids < len(weight_VD):
             weight_VD, bias_V = weight_VD[:self.num_ids], None if bias_V is None else bias_V[:self.num_ids]
         options: dict[str, Any] = {"bias_V": bias_V, "shape": self.shape, "workspace": self._workspace}
         if coefficients_S is None:

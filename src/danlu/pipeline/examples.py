@@ -110,7 +110,7 @@ def _key(context: Context, recipe: Recipe) -> str:
     inputs, settings = context.inputs, dict(recipe.settings)
     for name, texts in (("dataset", context.settings.datasets()), ("eval_dataset", context.settings.eval_datasets())):
         settings[name] = [["" if inputs[text].kind == STEP else text, inputs[text].fingerprint] for text in texts]
-    drawn = any(inputs[text].kind == TASK for text in _datasets(context))
+    drawn = settings.get("make_rejected") or any(inputs[text].kind == TASK for text in _datasets(context))
     return digest({"schema": SCHEMA, "settings": settings, "tokenizer": identity(recipe.tokenizer),
                    "seed": context.seed if drawn else None})
 

@@ -58,7 +58,7 @@ def _context(recipe: Recipe, name: str, console: "Console", runs: str | Path) ->
                           hint="inspect shows what pt, sft, rm, dpo and ppo steps train on; `danlu ledger` shows the rest.")
     planned = plan(recipe, runs).steps[name]
     for text, item in planned.inputs.items():
-        if item.kind == STEP and item.folder is None:
+        if item.kind == STEP and item.folder is None and item.produces != "reward_model":  # that comes later
             raise ConfigError(f"step “{text}” has not run yet, and “{name}” reads it",
                               hint=f"danlu run RECIPE --only {text}")
     planned.work.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ reference says what it thinks of all answers, and then the judge. What could not
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -74,7 +73,7 @@ class Jury:
         self.settings: Any = context.settings
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.pairs = _pairs(context, notes)
-        self.more = _prompts(context)  # that answers are drawn for beside those of tasks
+        self.more = _prompts(context, notes)  # that answers are drawn for beside those of tasks
         self.heard: list[Heard] = []
         self._verdicts: dict[tuple[str, str], dict[int, float]] = {}  # by kind and name
         self._values: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
@@ -203,11 +202,17 @@ def _why_not_scored(heard: Heard, judge: LoadedScorer) -> str:
     return "" if alike else "the judge's chat template asks in another form"
 
 
-def _prompts(context: Context) -> list[tuple[Message, ...]]:
+def _prompts(context: Context, notes: list[str]) -> list[tuple[Message, ...]]:
     """`num_prompts` prompts from each of `judge_prompts`, evenly spread over it, each only once."""
     found: dict[tuple[Message, ...], None] = {}
     for text in context.settings.judge_prompts:
-        records = list(read_prompts(text, context.base, Ledger()))
+        ledger = Ledger()
+        records = list(read_prompts(text, context.base, ledger))
+        if ledger.num_quarantined:
+            notes.append(f"{ledger.num_quarantined} rows of {text} are no prompts and were left out, the first at "
+                         f"{ledger.quarantined[0].where}: {ledger.quarantined[0].reason}")
+        if len(records) < context.settings.num_prompts:
+            notes.append(f"{text} has {len(records)} prompts, not {context.settings.num_prompts}")
         if not records:
             raise DataError("holds no prompt to draw answers for", where=text)
         count = min(len(records), context.settings.num_prompts)
@@ -223,7 +228,9 @@ def _pairs(context: Context, notes: list[str]) -> list[Preference]:
             records = task_preferences(text, context.seed, context.settings.num_pairs, "heldout")
         else:
             ledger = Ledger()
-            records = list(islice(read_preferences(text, context.base, ledger), context.settings.num_pairs))
+            whole = list(read_preferences(text, context.base, ledger))
+            count = min(len(whole), context.settings.num_pairs)
+            records = [whole[place * len(whole) // count] for place in range(count)]
             if ledger.num_quarantined:
                 notes.append(f"{ledger.num_quarantined} rows of {text} are no preferences and were left out, the first at "
                              f"{ledger.quarantined[0].where}: {ledger.quarantined[0].reason}")

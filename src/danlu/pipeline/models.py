@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from danlu.core.errors import ConfigError
+from danlu.core.records import Message
 from danlu.pipeline.context import FILES, HUB, Context, Input, Reference
 
 
@@ -37,6 +38,27 @@ def adapter_of(context: Context) -> Path | None:
                       hint="Name a step with finetuning_type: lora, or a folder with adapter_config.json.")
 
 
+def check_adapters(settings: Any, inputs: Mapping[str, Input]) -> None:
+    """Raises ConfigError where what `adapter_name_or_path` names holds no adapters, or those of another model."""
+    text = settings.adapter_name_or_path
+    if text is None:
+        return
+    item = inputs[text]
+    hint = "Name a step with finetuning_type: lora, or a folder with adapter_config.json."
+    if item.settings is not None and vars(item.settings).get("finetuning_type") != "lora":
+        raise ConfigError(f"the step “{text}” trains no adapters", key="adapter_name_or_path", hint=hint)
+    if item.folder is not None and not any((folder / "adapter_config.json").is_file()
+                                           for folder in (item.folder / "adapter", item.folder)):
+        raise ConfigError(f"“{text}” holds no adapters", key="adapter_name_or_path", hint=hint)
+    if item.artifact is not None:
+        read = item.artifact.manifest["config"]["inputs"]
+        trained = [found["fingerprint"] for found in read if found["key"] == ["model"]]
+        if trained and inputs[settings.model].fingerprint not in trained:
+            raise ConfigError(f"the adapters of “{text}” were trained on another model than “{settings.model}”",
+                              key="adapter_name_or_path", hint="Name the model that the adapters' own step names; a merged "
+                              "model with its own adapters would hold them twice.")
+
+
 def identities(context: Context, *keys: str) -> list[str]:
     """The fingerprints of what those settings name; "" where a setting is empty."""
     texts = [getattr(context.settings, key) for key in keys]
@@ -44,13 +66,19 @@ def identities(context: Context, *keys: str) -> list[str]:
 
 
 def require_same_vocabulary(tokenizer: Any, other: Path | str, key: str) -> None:
-    """Raises ConfigError where a model that is asked about a policy's answers was trained with another tokenizer."""
+    """Raises ConfigError where a model that is asked about a policy's answers has another tokenizer or chat template."""
     from danlu.models.load import load_tokenizer
+    from danlu.tokens.chat import Chat
     from danlu.tokens.codec import vocabulary_of
 
-    if vocabulary_of(load_tokenizer(other)) != vocabulary_of(tokenizer):
+    others = load_tokenizer(other)
+    if vocabulary_of(others) != vocabulary_of(tokenizer):
         raise ConfigError(f"the model of “{key}” reads other tokens than the policy writes", where=str(other), key=key,
                           hint="Name a model that comes from the same base, so that both have one tokenizer.")
+    asked = [Message("user", "What is 2 + 2?")]
+    if Chat(others).prompt_ids(asked) != Chat(tokenizer).prompt_ids(asked):
+        raise ConfigError(f"the model of “{key}” has another chat template than the policy", where=str(other), key=key,
+                          hint="Name a model with the same template; the scores of another form mean nothing.")
 
 
 def model_config(settings: Any, inputs: Mapping[str, Input]) -> Any:

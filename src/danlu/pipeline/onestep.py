@@ -1,6 +1,6 @@
-"""Recipes of one step, for `danlu pt` and `danlu sft`: written down under headings, then run like any other.
+"""Recipes of one step, for `danlu sft` and its like: written down under headings, then run like any other.
 
-    path, recipe = write_recipe("sft", "runs", "mine", "org/name", ["mine.jsonl"], ["learning_rate=1e-4"])
+    path, recipe = write_recipe("sft", "runs", "mine", {"model": "org/name"}, ["mine.jsonl"], ["learning_rate=1e-4"])
     run(recipe)
 """
 
@@ -21,14 +21,15 @@ from danlu.pipeline.yaml_source import Source, read_source
 # Under which heading a setting is written; what is not named here is about training.
 MODEL_KEYS = ("model", "reward_model", "ref_model", "tokenizer", "finetuning_type", "adapter_name_or_path")
 DATA_KEYS = ("dataset", "eval_dataset", "val_size", "cutoff_len", "max_samples", "category", "document", "text_field",
-             "overlong", "learn", "strict")
+             "overlong", "learn", "make_rejected", "sample_rejected", "strict")
 PLAIN = re.compile(r"[\w./~-]+")
 
 
-def default_name(datasets: list[str]) -> str:
-    """The stem of the first dataset, in letters that may name a folder."""
+def default_name(datasets: list[str], stage: str) -> str:
+    """The stem of the first dataset, in letters that may name a folder; with the stage for those that may share data."""
     stem = Path(datasets[0].rpartition(":")[2]).stem
-    return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "run"
+    name = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "run"
+    return f"{name}-{stage}" if stage in ("rm", "dpo", "ppo") else name
 
 
 def write_recipe(stage: str, runs: str | Path, name: str, models: Mapping[str, str], datasets: list[str],

@@ -1,5 +1,6 @@
 """What the stages on preferences share: their data, as Examples of one prompt and two answers on disk."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, Literal
@@ -7,13 +8,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from danlu.core.errors import ConfigError
-from danlu.core.ledger import Ledger
-from danlu.core.records import Preference
+from danlu.core.ledger import Ledger, Station
+from danlu.core.records import Dialogue, Preference
 from danlu.pipeline.context import FILES, TASK, Context, Input, Reference
 from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, record_bytes, split_by_hash
-from danlu.pipeline.models import adapter_of, identities, model_config, model_references, place
-from danlu.pipeline.training import DEFAULT_TASK_PROMPTS, all_texts, check_evaluation
-from danlu.tasks import made_preferences, task, task_preferences
+from danlu.pipeline.models import adapter_of, check_adapters, identities, model_config, model_references, place
+from danlu.pipeline.training import DEFAULT_TASK_PROMPTS, HELD_OUT_PROMPTS, all_texts, check_evaluation
+from danlu.tasks import made_preferences, task, task_dialogues, task_preferences
 from danlu.text.formats import read_dialogues
 from danlu.text.preferences import read_preferences
 
@@ -48,7 +49,13 @@ def check_pairs(settings: Any, inputs: Mapping[str, Input]) -> None:
     unread = sorted({"strict", "category", "make_rejected"} & settings.model_fields_set)
     if unread and all(inputs[text].kind == TASK for _, text in all_texts(settings)):
         raise ConfigError(f"“{unread[0]}” says how files are read, and this step reads none", key=unread[0])
+    if settings.val_size and any(inputs[text].kind == TASK for text in settings.datasets()):
+        raise ConfigError("val_size would part the phrasings of one problem", key="val_size",
+                          hint="Set eval_dataset to the task: its own held-out problems are never trained on.")
+    if settings.make_rejected and settings.category is not None:
+        raise ConfigError("made pairs are reported as “swapped” and “form”; “category” would not be read", key="category")
     check_evaluation(settings, settings.eval_dataset is not None or settings.val_size > 0)
+    check_adapters(settings, inputs)
     config = model_config(settings, inputs)
     if config is not None:
         check_length(config, settings.cutoff_len)
@@ -68,11 +75,12 @@ def prepare_pairs(context: Context, tokenizer: Any, reference: bool) -> tuple[Pr
     pairs = PairEncoder(encoder, settings.overlong, reference)
 
     def read(ledger: Ledger, held_out_ledger: Ledger) -> tuple[Iterable[Preference], Iterable[Preference]]:
-        train = chain.from_iterable(_preferences(context, text, ledger, "train") for text in settings.datasets())
-        if settings.eval_dataset is not None:
-            return train, chain.from_iterable(_preferences(context, text, held_out_ledger, "heldout")
-                                              for text in settings.eval_datasets())
-        return split_by_hash(train, settings.val_size, ledger)
+        parts = [_preferences(context, text, ledger, "train", settings.val_size) for text in settings.datasets()]
+        train = chain.from_iterable(part for part, _ in parts)
+        if settings.eval_dataset is None:
+            return train, chain.from_iterable(held_out for _, held_out in parts)
+        return train, chain.from_iterable(_preferences(context, text, held_out_ledger, "heldout")[0]
+                                          for text in settings.eval_datasets())
 
     chosen = {name: getattr(settings, name) for name in KEYS} | {"reference": reference}
     if settings.sample_rejected:
@@ -80,52 +88,80 @@ def prepare_pairs(context: Context, tokenizer: Any, reference: bool) -> tuple[Pr
     return prepare(context, Recipe(chosen, tokenizer, read, pairs.preferences)), encoder.chat.stop_ids
 
 
-def _preferences(context: Context, text: str, ledger: Ledger, split: Literal["train", "heldout"]) -> Iterable[Preference]:
+def _preferences(context: Context, text: str, ledger: Ledger, split: Literal["train", "heldout"], val_size: float = 0.0
+                 ) -> tuple[Iterable[Preference], Iterable[Preference]]:
+    """The preferences of one dataset, and those of them that are held out, which are to be read after the others.
+
+    Dialogues are split before rejected answers are made of others, so that none is seen on both sides.
+    """
     settings = context.settings
     if context.inputs[text].kind == TASK:
-        count = settings.max_samples or DEFAULT_TASK_PROMPTS
-        found = task_preferences(text, context.seed, count, split)
-        return _sampled(context, text, found) if settings.sample_rejected else found
+        return _of_task(context, text, ledger, split), ()
     category = settings.category or "preference"
-    if settings.make_rejected:
-        dialogues = read_dialogues(text, context.base, ledger, category=category, strict=settings.strict)
-        records: Iterable[Preference] = _made(context, dialogues, ledger, text)
-    else:
+    if not settings.make_rejected:
         records = read_preferences(text, context.base, ledger, category=category, strict=settings.strict)
-    return first(records, settings.max_samples, ledger, text)
+        return split_by_hash(first(records, settings.max_samples, ledger, text), val_size, ledger)
+    dialogues = read_dialogues(text, context.base, ledger, category=category, strict=settings.strict)
+    train, held_out = split_by_hash(first(dialogues, settings.max_samples, ledger, text), val_size, ledger)
+    return (_made(context, train, ledger.station(f"make rejected:{text}")),
+            _made(context, held_out, ledger.station(f"make rejected:{text}, held out")) if val_size else ())
 
 
-def _sampled(context: Context, text: str, records: list[Preference]) -> Iterator[Preference]:
+def _of_task(context: Context, text: str, ledger: Ledger, split: Literal["train", "heldout"]) -> Iterator[Preference]:
+    """The pairs of a task, with the model's own mistakes where that is asked for."""
+    count = context.settings.max_samples or DEFAULT_TASK_PROMPTS
+    if split == "heldout":
+        count = min(count, HELD_OUT_PROMPTS)
+    found = task_preferences(text, context.seed, count, split)
+    station, size = ledger.station(f"generate:{text}"), sum(map(record_bytes, found))
+    asked = len(task_dialogues(text, context.seed, count, split))
+    station.take(rows=asked)
+    station.add("pairs that the task makes", bytes=size)
+    if asked > len(found):
+        station.drop("no worse answer could be made", rows=asked - len(found))
+    station.give(rows=len(found), bytes=size)
+    return _sampled(context, text, found, ledger) if context.settings.sample_rejected else iter(found)
+
+
+def _sampled(context: Context, text: str, records: list[Preference], ledger: Ledger) -> Iterator[Preference]:
     """The records with the model's own mistakes; it is opened when the first of them is asked for."""
     from danlu.models.load import load_model
     from danlu.rollout.preferences import sampled_preferences
+    from danlu.train.parallel import device_kind
 
-    settings = context.settings
+    settings, station = context.settings, ledger.station(f"sample rejected:{text}")
     longest = max((len(record.chosen.encode()) for record in records), default=0)
     loaded = load_model(place(context.inputs[settings.model]), adapters=settings if settings.adapter_name_or_path else None,
-                        adapter=adapter_of(context), seed=context.seed)
-    yield from sampled_preferences(loaded, task(text), records, context.seed, max_new_tokens=longest + ROOM)
+                        adapter=adapter_of(context), seed=context.seed,
+                        device=device_kind(None if settings.device == "auto" else settings.device))
+    made = sampled_preferences(loaded, task(text), records, context.seed, max_new_tokens=longest + ROOM)
+    for before, after in zip(records, made, strict=True):
+        station.take(rows=1, bytes=record_bytes(before))
+        if after is not before:
+            station.add("wrong answers of the model", rows=1, bytes=len(after.rejected.encode()))
+            station.drop("rejected answers that they replace", rows=1, bytes=len(before.rejected.encode()))
+        station.give(rows=1, bytes=record_bytes(after))
+        yield after
 
 
-def _made(context: Context, dialogues: Iterable[Any], ledger: Ledger, text: str) -> Iterator[Preference]:
+def _made(context: Context, dialogues: Iterable[Dialogue], station: Station) -> Iterator[Preference]:
     """Preferences made of dialogues; those that none can be made of are counted."""
-    station = ledger.station(f"make rejected:{text}")
+    sizes: deque[int] = deque()  # of the dialogues that were read ahead
 
-    def counted() -> Iterator[Any]:
+    def counted() -> Iterator[Dialogue]:
         for dialogue in dialogues:
-            station.take(rows=1, bytes=record_bytes(dialogue))
+            sizes.append(record_bytes(dialogue))
             yield dialogue
 
-    came = went = rows = 0
     for record in made_preferences(counted(), context.seed):
-        if record is not None:
-            rows, went = rows + 1, went + record_bytes(record)
-            yield record
-    came = station.came.bytes
-    station.give(rows=rows, bytes=went)
-    if station.came.rows > rows:
-        station.drop("no rejected answer could be made", rows=station.came.rows - rows)
-    if went > came:
-        station.add("rejected answers", bytes=went - came)
-    elif came > went:
-        station.drop("turns after the last answer, and dialogues without a pair", bytes=came - went)
+        came = sizes.popleft()
+        station.take(rows=1, bytes=came)
+        if record is None:
+            station.drop("no rejected answer could be made", rows=1, bytes=came)
+            continue
+        added, went = len(record.rejected.encode()), record_bytes(record)
+        station.add("rejected answers", bytes=added)
+        if came > went - added:
+            station.drop("turns after the last answer", bytes=came - (went - added))
+        station.give(rows=1, bytes=went)
+        yield record

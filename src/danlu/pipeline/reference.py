@@ -72,6 +72,6 @@ def _join(work: Path, name: str, num_ranks: int, store: ExampleStore) -> np.ndar
         part = np.fromfile(path, np.float32)
         joined = np.where(np.isnan(joined), part, joined)
         path.unlink()
-    if np.isnan(joined).any():
-        raise DataError("the reference's log-probability of a token is not a number", where=str(work))
+    if not np.isfinite(joined).all():
+        raise DataError("the reference's log-probability of a token is not a finite number", where=str(work))
     return joined

@@ -26,6 +26,7 @@ PEAK_TRIALS = 3
 ASSUMED_EFFICIENCY = 0.55  # of the machine's matrix product, for whole training steps of small models
 ASSUMED_BYTES_PER_TOKEN = 3.2
 DEFAULT_TASK_PROMPTS = 10_000
+HELD_OUT_PROMPTS = 1_000  # of a task, that evaluations of preferences and rollouts take at most
 
 
 class MachineConfig(Config):
@@ -167,7 +168,7 @@ def metrics_of(context: Context, prepared: Prepared, trainer: "Trainer", compute
     losses = [line["loss"] for line in lines if line.get("loss") is not None]
     evals = [line["eval_loss"] for line in lines if line.get("eval_loss") is not None]
     state = trainer.state
-    metrics = {"steps": state.step, "tokens": state.num_input_tokens_seen, "train_loss": losses[-1],
+    metrics = {"steps": state.step, "tokens": state.num_input_tokens_seen, "train_loss": losses[-1], **_told(lines),
                "num_examples": len(prepared.train), "num_targets": prepared.train.num_targets,
                "examples": prepared.artifact.folder.name, "skipped_steps": state.num_skipped}
     if prepared.reference:
@@ -178,6 +179,25 @@ def metrics_of(context: Context, prepared: Prepared, trainer: "Trainer", compute
                     "best_eval_loss": min(evals[1:], default=evals[0])}
     return metrics | {"device": compute.world.device.type, "precision": compute.precision,
                       "processes": compute.world.size}
+
+
+def _told(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """What says more than a loss: held-out accuracy or reward where there is an evaluation, else the first and the last
+    rollout's, or the accuracy over the last tenth of the steps."""
+    found: dict[str, float] = {}
+    for name in ("eval_accuracy", "eval_reward", "eval_kl"):
+        values = [line[name] for line in lines if name in line]
+        if values:
+            found |= {f"{name}_before": values[0], name: values[-1]} if name != "eval_kl" else {name: values[-1]}
+    for name in ("reward", "kl"):
+        values = [line[f"rollout/{name}"] for line in lines if f"rollout/{name}" in line]
+        if values:
+            found |= {f"first_rollout_{name}": values[0], f"last_rollout_{name}": values[-1]}
+    accuracies = [line["accuracy"] for line in lines if "accuracy" in line]
+    if accuracies and "eval_accuracy" not in found:
+        last = accuracies[-max(1, len(accuracies) // 10):]
+        found["train_accuracy"] = sum(last) / len(last)
+    return found
 
 
 def all_texts(settings: DataConfig) -> Iterable[tuple[tuple[str | int, ...], str]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from danlu.core.errors import DataError
 from danlu.core.records import Preference, Prompt
-from danlu.models.generate import generate, max_positions
+from danlu.models.generate import generate, max_positions, stop_ids_of
 from danlu.tasks import Task
 from danlu.tokens.chat import Chat
 from danlu.tokens.codec import num_ids
@@ -28,7 +28,7 @@ def sampled_preferences(loaded: Any, task: Task, records: Sequence[Preference], 
     Such a record gets the category `sampled`. Every prompt is asked once, with a random seed of its own; a record stays as
     it is where the answer is right, empty, does not end, or leaves no room.
     """
-    chat = Chat(loaded.tokenizer)
+    chat = Chat(loaded.tokenizer, stop_ids_of(loaded.lm))
     limit = max_positions(loaded.lm)
     for start in range(0, len(records), AT_ONCE):
         part = records[start:start + AT_ONCE]

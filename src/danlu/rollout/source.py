@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from danlu.core.errors import DataError
 from danlu.core.examples import Branch, Example
 from danlu.data.loader import Loader, StepBatch
 from danlu.models.generate import Completion, generate
@@ -127,6 +128,7 @@ def estimate(answers: Sequence[Answer], settings: Estimator) -> tuple[list[Examp
     """
     advantages, returns = [], []
     for answer in answers:
+        _require_finite(answer)
         rewards = token_rewards(answer.score, answer.kl, settings.kl_coef)
         found = gae(rewards, answer.values, settings.gamma, settings.lam)
         advantages.append(found[0])
@@ -145,6 +147,15 @@ def estimate(answers: Sequence[Answer], settings: Estimator) -> tuple[list[Examp
         "rollout/return": float(joined.mean()), "rollout/value": float(values.mean()),
         "rollout/advantage_std": float(np.concatenate(advantages).std()),
         "rollout/explained_variance": explained_variance(joined, values)}
+
+
+def _require_finite(answer: Answer) -> None:
+    for who, values in (("the reward model's score", answer.score), ("the critic's value", answer.values),
+                        ("the policy's log-probability", answer.logprobs),
+                        ("the reference's log-probability", answer.ref_logprobs)):
+        if not np.isfinite(values).all():
+            raise DataError(f"{who} of an answer is not a finite number", where=answer.prompt.id or None,
+                            hint="Lower learning_rate, or look at that model.")
 
 
 def summary(answers: Sequence[Answer]) -> dict[str, float]:
@@ -207,9 +218,20 @@ class RolloutSource:
         return StepBatch(rollout.epoch, rollout.indices[chosen], [rollout.examples[index] for index in chosen],
                          rollout.metrics if place == 0 else {})
 
+    def _prompts(self, number: int) -> StepBatch:
+        """The prompts of a rollout; the few that end an epoch are filled up with some of the next rollout's, for a rollout
+        of one prompt would be learned as hard as one of many."""
+        found = self.prompts.batch(number)
+        missing = (self.prompts.size or 0) - len(found.examples)
+        if missing <= 0 or len(self.prompts.store) < (self.prompts.size or 0):
+            return found
+        more = self.prompts.batch(number + 1)
+        return StepBatch(found.epoch, np.concatenate([found.indices, more.indices[:missing]]),
+                         [*found.examples, *more.examples[:missing]])
+
     def make(self, number: int) -> StepBatch:
         """A whole rollout."""
-        prompts = self.prompts.batch(number)
+        prompts = self._prompts(number)
         answers = self.sampler.answers(prompts.examples, partial(key, self.seed, SAMPLING, number))
         examples, metrics = estimate(answers, self.estimator)
         return StepBatch(prompts.epoch, prompts.indices, examples, metrics)

@@ -199,15 +199,24 @@ def _logps(row: dict[str, Any]) -> tuple[float, float] | None:
             value = row.get(name)
             if value is None or value == "":  # an empty cell of a CSV
                 continue
+            if isinstance(value, str):  # a cell of a CSV
+                value = _number(value, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise BadRow("wrong type", f"“{name}” is not a number but {kind_of(value)}")
-            if not abs(value) <= 1e300:  # an int of JSON may be larger than any float
+            if not abs(value) <= 1e30:  # it is kept as a float32
                 raise BadRow("log-probability that is not finite", f"“{name}”")
             found.append(float(value))
             break
     if len(found) == 1:
         raise BadRow("only one reference log-probability")
     return (found[0], found[1]) if found else None
+
+
+def _number(text: str, name: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise BadRow("wrong type", f"“{name}” is not a number but a string") from None
 
 
 def _known_answer(row: dict[str, Any]) -> str:

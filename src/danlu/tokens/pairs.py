@@ -102,7 +102,10 @@ class PairEncoder:
             station.drop(kind, rows=1, bytes=size)
             ledger.quarantine(record.id, error.message, " | ".join(message.content for message in record.messages))
             return None
-        station.give(rows=1, bytes=size)
+        known = len(record.answer.encode()) if isinstance(record, Prompt) else 0
+        if known:
+            station.drop("known answer, which no model is shown", bytes=known)
+        station.give(rows=1, bytes=size - known)
         return texts
 
     def _render(self, record: Preference | Prompt, messages: Sequence[Message]) -> list[Rendered]:
@@ -122,6 +125,7 @@ class PairEncoder:
 
     def _count_tokens(self, record: Preference | Prompt, count: int, num_after: int, ledger: Ledger) -> None:
         station, size = ledger.station("tokenize"), _num_bytes(record)
+        size -= len(record.answer.encode()) if isinstance(record, Prompt) else 0
         station.take(rows=1, bytes=size)
         station.add("tokens of text", tokens=count)
         if num_after:
@@ -235,5 +239,5 @@ def _spread(weights: np.ndarray, total: float | None) -> np.ndarray:
 
 
 def _num_bytes(record: Preference | Prompt) -> int:
-    answers = [record.chosen, record.rejected] if isinstance(record, Preference) else []
+    answers = [record.chosen, record.rejected] if isinstance(record, Preference) else [record.answer]
     return size_of(record.messages) + sum(len(answer.encode()) for answer in answers)

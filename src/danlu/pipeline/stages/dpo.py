@@ -7,13 +7,14 @@ log-probabilities are a column of the examples; those that the data bring along 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from danlu.models.adapters import AdapterConfig
-from danlu.pipeline.context import FILES, HUB, Context, Forecast, Input, Reference
+from danlu.pipeline.context import FILES, HUB, Amount, Context, Forecast, Input, Reference
 from danlu.pipeline.examples import Prepared
 from danlu.pipeline.models import adapter_of, identities, model_config, place, require_same_vocabulary
 from danlu.pipeline.pairs import PairConfig, check_pairs, pair_references, prepare_pairs
@@ -54,9 +55,15 @@ def references(settings: Settings) -> list[Reference]:
 
 
 def forecast(settings: Settings, inputs: Mapping[str, Input]) -> Forecast:
-    """The policy's passes; the reference's one pass is a third of an epoch more."""
-    return forecast_training(settings, inputs, model_config(settings, inputs), share_learned=0.7, task_tokens=32,
-                             mean_length=min(settings.cutoff_len, 300))
+    """The policy's passes, and the reference's one pass, which costs a third of an epoch."""
+    found = forecast_training(settings, inputs, model_config(settings, inputs), share_learned=0.7, task_tokens=32,
+                              mean_length=min(settings.cutoff_len, 300))
+    more = 1 + 1 / (3 * settings.num_train_epochs) if settings.max_steps is None else 4 / 3
+
+    def grown(amount: Amount | None) -> Amount | None:
+        return None if amount is None else Amount(amount.value * more, amount.exact)
+
+    return replace(found, flops=grown(found.flops), seconds=grown(found.seconds))
 
 
 def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
@@ -66,7 +73,7 @@ def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
 
 def run(context: Context) -> dict[str, Any]:
     """Reads, encodes, asks the reference, trains and saves."""
-    from danlu.models.load import Loaded, load_model, load_tokenizer, save_model
+    from danlu.models.load import Loaded, load_model, load_tokenizer, save_model, without_dropout
     from danlu.objectives.preference import DPO
 
     settings = context.settings
@@ -75,7 +82,9 @@ def run(context: Context) -> dict[str, Any]:
     prepared, stop_ids = prepare_examples(context, tokenizer)
 
     def load() -> Loaded:
-        return load_model(source, tokenizer=tokenizer, adapters=settings, adapter=adapter_of(context), seed=context.seed)
+        loaded = load_model(source, tokenizer=tokenizer, adapters=settings, adapter=adapter_of(context), seed=context.seed)
+        without_dropout(loaded.lm)
+        return loaded
 
     def attach(prepared: Prepared, compute: Compute, root: Any) -> Prepared:
         return with_reference(context, prepared, compute, lambda: _reference(context, compute, tokenizer, root),

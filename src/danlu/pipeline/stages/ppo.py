@@ -18,16 +18,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from danlu.core.config import Config, free
+from danlu.core.config import Config
 from danlu.core.errors import ConfigError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Prompt
 from danlu.models.adapters import AdapterConfig
 from danlu.pipeline.context import FILES, HUB, TASK, Amount, Context, Forecast, Input, Reference, SingleProcess
-from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, split_by_hash
-from danlu.pipeline.models import adapter_of, model_config, model_references, place, require_same_vocabulary
+from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, record_bytes, split_by_hash
+from danlu.pipeline.models import (
+    adapter_of,
+    check_adapters,
+    model_config,
+    model_references,
+    place,
+    require_same_vocabulary,
+)
 from danlu.pipeline.training import (
     DEFAULT_TASK_PROMPTS,
+    HELD_OUT_PROMPTS,
     Compute,
     MachineConfig,
     all_texts,
@@ -79,7 +87,7 @@ class Settings(DataConfig, AlgorithmConfig, TrainSettings, AdapterConfig, Machin
     overlong: Literal["turns", "drop", "error"] = Field(
         "turns", description="prompts longer than cutoff_len: leave out oldest turns, drop, or stop")
     strict: bool = Field(False, description="stop at the first bad record instead of counting it")
-    generation_batch_size: int = free(64, ge=1, description="answers sampled at once")
+    generation_batch_size: int = Field(64, ge=1, description="answers sampled at once")
 
     @property
     def stride(self) -> int:
@@ -97,7 +105,7 @@ def references(settings: Settings) -> list[Reference]:
 
 def forecast(settings: Settings, inputs: Mapping[str, Input]) -> Forecast:
     """Each answer is sampled once, read by three models and learned from in every pass, by policy and critic."""
-    answer = settings.max_new_tokens / 2
+    answer = settings.num_generations * settings.max_new_tokens / 2
     once = forecast_training(settings, inputs, model_config(settings, inputs), share_learned=0.5, task_tokens=24 + answer,
                              mean_length=min(settings.cutoff_len, 200) + answer)
     share = 1 / settings.stride if settings.max_steps else 1.0  # max_steps counts optimizer steps, not rollouts
@@ -115,16 +123,22 @@ def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
     """Lengths against the model's positions, and settings that nothing would read."""
     from danlu.models.load import check_length
 
-    unread = sorted({"strict", "category"} & settings.model_fields_set)
+    unread = sorted({"strict"} & settings.model_fields_set)
     if unread and all(inputs[text].kind == TASK for _, text in all_texts(settings)):
         raise ConfigError(f"“{unread[0]}” says how files are read, and this step reads none", key=unread[0])
+    if settings.category is not None:
+        raise ConfigError("rollouts are not reported by category, so “category” would not be read", key="category")
     if settings.global_batch_tokens is not None:
         raise ConfigError("a rollout has a number of prompts, not of tokens", key="global_batch_tokens",
                           hint="Set global_batch_size.")
     if settings.num_mini_batches > settings.global_batch_size:
         raise ConfigError("there are more mini-batches than prompts in a rollout", key="num_mini_batches",
                           hint="Lower it, or raise global_batch_size.")
+    if settings.val_size and any(inputs[text].kind == TASK for text in settings.datasets()):
+        raise ConfigError("val_size would part the phrasings of one problem", key="val_size",
+                          hint="Set eval_dataset to the task: its own held-out problems are never trained on.")
     check_evaluation(settings, settings.eval_dataset is not None or settings.val_size > 0)
+    check_adapters(settings, inputs)
     config = model_config(settings, inputs)
     if config is not None:
         check_length(config, settings.cutoff_len, settings.max_new_tokens)
@@ -133,9 +147,10 @@ def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
 def run(context: Context) -> dict[str, Any]:
     """Reads prompts, then by turns samples, judges and learns; saves the policy, and the critic beside it."""
     from danlu.data.loader import Loader
-    from danlu.models.load import load_tokenizer, save_model
+    from danlu.models.generate import stop_ids_of
+    from danlu.models.load import load_tokenizer, save_model, without_dropout
     from danlu.models.root import ActorCritic
-    from danlu.models.scorer import load_scorer, save_scorer
+    from danlu.models.scorer import load_scorer, padding_token, save_scorer
     from danlu.objectives.policy import PPO
     from danlu.rollout.source import Estimator, RolloutSource, Sampler, held_out_reward
     from danlu.tokens.codec import num_ids
@@ -154,6 +169,9 @@ def run(context: Context) -> dict[str, Any]:
     reward.root.requires_grad_(False)
     critic = _ready(load_scorer(judge, adapters=settings.model_copy(update={"adapter_name_or_path": None}),
                                 seed=context.seed), context, compute)
+    padding_token(critic.tokenizer, stop_ids)  # where there is none, that is said now rather than when all is done
+    without_dropout(critic.lm)
+    stop_ids = sorted({*stop_ids, *stop_ids_of(policy.lm)})  # as in chat and evaluations
     trained = ActorCritic(policy.root, critic.root).to(device)
     sampler = Sampler(trained, reward.root.to(device), reference, stop_ids, num_ids(tokenizer), settings.max_new_tokens,
                       settings.temperature, device, compute.micro_batch_tokens, settings.generation_batch_size,
@@ -187,13 +205,14 @@ def _policy(context: Context, compute: Compute, tokenizer: Any, source: Path | s
     """The policy, and what opens its reference: another model where one is named or where every weight is trained, else
     the policy itself without its adapters, or with those that it went on from."""
     from danlu.models.adapters import add_reference, reference_adapter
-    from danlu.models.load import load_model
+    from danlu.models.load import load_model, without_dropout
 
     settings = context.settings
     adapter = adapter_of(context)
     policy = load_model(source, tokenizer=tokenizer, adapters=settings, adapter=adapter, seed=context.seed)
     _ready(policy, context, compute)
     _read_as_sampled(policy.root, settings, tokenizer)
+    without_dropout(policy.lm)
     adapted = policy.adapted
     if adapted is not None and settings.ref_model is None:
         if adapter is not None:
@@ -227,7 +246,10 @@ def _read_as_sampled(root: "Root", settings: Settings, tokenizer: Any) -> None:
 
 
 def _account(work: Path) -> dict[str, Any]:
-    """Adds the rollouts to the ledger, from the log (which a resumed training shares), and sums them up."""
+    """Adds the rollouts to the ledger, from the log (which a resumed training shares), and sums them up.
+
+    `num_unfinished` of the answers were cut by max_new_tokens; they are learned from like the others, for a lower score.
+    """
     lines = [json.loads(line) for line in (work / "trainer_log.jsonl").read_text(encoding="utf-8").splitlines()]
     rollouts = [line for line in lines if "rollout/num_answers" in line]
 
@@ -235,20 +257,17 @@ def _account(work: Path) -> dict[str, Any]:
         return sum(int(line[f"rollout/{name}"]) for line in rollouts)
 
     book = Ledger()
-    station, cut = book.station("rollouts"), book.station("answers cut by max_new_tokens")
+    station = book.station("rollouts")
     station.take(rows=total("num_prompts"), tokens=total("num_prompt_tokens"))
     station.add("sampled", rows=total("num_answers") - total("num_prompts"), tokens=total("num_answer_tokens"))
     station.give(rows=total("num_answers"), tokens=total("num_prompt_tokens") + total("num_answer_tokens"))
-    cut.take(rows=total("num_unfinished"))
-    cut.give(rows=total("num_unfinished"))
     book.check()
     path = work / "ledger.json"
     ledger = json.loads(path.read_text(encoding="utf-8"))
     ledger["stations"] += book.to_json()["stations"]
     path.write_text(json.dumps(ledger, ensure_ascii=False, indent=1), encoding="utf-8")
-    return {"num_rollouts": len(rollouts), "num_answer_tokens": total("num_answer_tokens"),
-            "reward_before": rollouts[0]["rollout/reward"], "reward": rollouts[-1]["rollout/reward"],
-            "kl": rollouts[-1]["rollout/kl"]}
+    return {"num_rollouts": len(rollouts), "num_answers": total("num_answers"),
+            "num_answer_tokens": total("num_answer_tokens"), "num_unfinished": total("num_unfinished")}
 
 
 def tokenizer_of(context: Context) -> Path | str:
@@ -280,6 +299,12 @@ def prepare_examples(context: Context, tokenizer: Any) -> tuple[Prepared, list[i
 def _prompts(context: Context, text: str, ledger: Ledger, split: Literal["train", "heldout"]) -> Iterable[Prompt]:
     settings = context.settings
     if context.inputs[text].kind == TASK:
-        return task(text).prompts(split, context.seed, settings.max_samples or DEFAULT_TASK_PROMPTS)
-    records = read_prompts(text, context.base, ledger, category=settings.category or "prompt", strict=settings.strict)
+        count = settings.max_samples or DEFAULT_TASK_PROMPTS
+        found = task(text).prompts(split, context.seed, min(count, HELD_OUT_PROMPTS) if split == "heldout" else count)
+        station, size = ledger.station(f"generate:{text}"), sum(map(record_bytes, found))
+        station.take(rows=len(found))
+        station.add("prompts that the task makes", bytes=size)
+        station.give(rows=len(found), bytes=size)
+        return found
+    records = read_prompts(text, context.base, ledger, strict=settings.strict)
     return first(records, settings.max_samples, ledger, text)

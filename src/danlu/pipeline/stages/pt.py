@@ -16,7 +16,7 @@ from danlu.core.records import Document
 from danlu.models.adapters import AdapterConfig
 from danlu.pipeline.context import DOCSTRINGS, FILES, HUB, Context, Forecast, Input, Reference
 from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, split_by_hash
-from danlu.pipeline.models import adapter_of, model_config, model_references, place
+from danlu.pipeline.models import adapter_of, check_adapters, model_config, model_references, place
 from danlu.pipeline.training import (
     MachineConfig,
     all_texts,
@@ -82,6 +82,7 @@ def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
         raise ConfigError(f"val_size would hold out a share beside the held-out documents of the corpus “{corpora[0]}”",
                           key="val_size", hint="Leave val_size out, or set heldout_share in the corpus step.")
     check_evaluation(settings, bool(corpora) or settings.eval_dataset is not None or settings.val_size > 0)
+    check_adapters(settings, inputs)
     config = model_config(settings, inputs)
     if config is not None:
         check_length(config, settings.cutoff_len)

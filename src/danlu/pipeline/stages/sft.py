@@ -16,7 +16,7 @@ from danlu.core.records import Dialogue
 from danlu.models.adapters import AdapterConfig
 from danlu.pipeline.context import FILES, TASK, Context, Forecast, Input, Reference
 from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, split_by_hash
-from danlu.pipeline.models import adapter_of, model_config, model_references, place
+from danlu.pipeline.models import adapter_of, check_adapters, model_config, model_references, place
 from danlu.pipeline.training import (
     DEFAULT_TASK_PROMPTS,
     MachineConfig,
@@ -66,6 +66,7 @@ def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
     if unread and all(inputs[text].kind == TASK for _, text in all_texts(settings)):
         raise ConfigError(f"“{unread[0]}” says how files are read, and this step reads none", key=unread[0])
     check_evaluation(settings, settings.eval_dataset is not None or settings.val_size > 0)
+    check_adapters(settings, inputs)
     config = model_config(settings, inputs)
     if config is not None:
         check_length(config, settings.cutoff_len)
