@@ -1,5 +1,7 @@
 """The head against the plain formula in float64, gradients included."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -74,3 +76,51 @@ def test_extreme_logits_stay_finite() -> None:
     total, logp = head.weighted_sum(h, w, torch.tensor([1]), torch.ones(1), workspace=head.Workspace())
     total.backward()
     assert logp.item() == -400 and torch.isfinite(h.grad).all()
+
+
+def test_where_gradients_are_off_none_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the gradients of a weighted sum nor the probabilities for a later backward pass."""
+    h, w = torch.randn(40, 6, requires_grad=True), torch.randn(50, 6, requires_grad=True)
+    y, room = torch.randint(0, 50, (40,)), head.Workspace()
+    asked = []
+    monkeypatch.setattr(head._Pass, "can_keep", lambda self, h_SD: asked.append(self) or True)
+    made = []
+    run = head._Pass.run
+
+    def watched(self: head._Pass, *args: Any, **options: Any) -> Any:
+        made.append(args[2])
+        return run(self, *args, **options)
+
+    monkeypatch.setattr(head._Pass, "run", watched)
+    with torch.no_grad():
+        quiet = head.logprobs(h, w, y, workspace=room).logprobs_S
+        total, _ = head.weighted_sum(h, w, y, torch.ones(40), workspace=room)
+    assert not asked and made == [None, None]
+    assert float(total) == pytest.approx(float(quiet.sum()), rel=1e-5)
+    kept = head.logprobs(h, w, y, workspace=room).logprobs_S
+    assert len(asked) == 1 and torch.allclose(kept, quiet)
+
+
+def test_kept_probabilities_give_the_gradients_of_computed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the workspace was used by somebody else before the backward pass."""
+    found = []
+    for keeps, disturbed in ((1 << 28, False), (0, False), (1 << 28, True)):
+        monkeypatch.setattr(head, "KEPT_ELEMENTS", keeps)
+        torch.manual_seed(0)
+        h, w = torch.randn(700, 6, requires_grad=True), torch.randn(50, 6, requires_grad=True)
+        y, room = torch.randint(0, 50, (700,)), head.Workspace()
+        logprobs = head.logprobs(h, w, y, workspace=room).logprobs_S
+        if disturbed:
+            head.logprobs(h.detach() + 1, w.detach(), y, workspace=room)
+        (logprobs * torch.linspace(-1, 1, 700)).sum().backward()
+        found.append((h.grad, w.grad))
+    for own in found[1:]:
+        assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found[0], own, strict=True))
+
+
+def test_a_very_small_probability_keeps_its_digits() -> None:
+    h, w = torch.tensor([[1.0], [1.0]]), torch.tensor([[0.0], [-90.0], [-200.0]])
+    y, room = torch.tensor([1, 2]), head.Workspace()
+    found = head.logprobs(h, w, y, workspace=room).logprobs_S
+    expected = (h.double() @ w.double().t()).log_softmax(-1).gather(1, y[:, None])[:, 0]
+    assert found.double() == pytest.approx(expected, rel=1e-6)

@@ -8,13 +8,21 @@ import pytest
 import torch
 from small_models import make_root, random_examples
 from tiny_chat import make_folder
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from danlu.core.errors import ConfigError
 from danlu.core.examples import Branch, Example
 from danlu.data.batch import Batch
 from danlu.models.adapters import AdapterConfig
-from danlu.models.load import load_model
+from danlu.models.load import load_model, without_dropout
 from danlu.models.root import ActorCritic
 from danlu.models.scorer import load_scorer, padding_token, save_scorer
 
@@ -152,3 +160,21 @@ def test_a_judge_keeps_the_language_of_its_base(chat: Path, tmp_path: Path) -> N
     base, judge = AutoModelForCausalLM.from_pretrained(chat), AutoModelForSequenceClassification.from_pretrained(tmp_path)
     for name, value in base.model.named_parameters():
         assert torch.equal(value, judge.model.get_parameter(name)), name
+
+
+def test_a_reward_model_is_no_language_model(chat: Path, tmp_path: Path) -> None:
+    """Its embeddings are tied, so nothing would be missing."""
+    save_scorer(load_scorer(chat, new_head=True), tmp_path, [2])
+    with pytest.raises(ConfigError, match="scores sequences, not a language model"):
+        load_model(tmp_path)
+
+
+def test_a_checkpoints_own_dropout_can_be_switched_off() -> None:
+    lm = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, attn_pdrop=0.3, resid_pdrop=0.2))
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                                         num_attention_heads=2, attention_dropout=0.4))
+    ids = torch.arange(20)[None]
+    for model in (lm, llama):
+        model.train()
+        without_dropout(model)
+        assert torch.equal(model(ids).logits, model(ids).logits), "nothing random is left"

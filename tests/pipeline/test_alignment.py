@@ -301,6 +301,13 @@ def test_held_out_prompts_are_answered_alike_in_every_evaluation() -> None:
     ({"aligned__global_batch_size": None, "aligned__global_batch_tokens": 100}, "a rollout has a number of prompts"),
     ({"preferred__rpo_form": "scaled"}, "rpo_form is read with rpo_alpha only"),
     ({"preferred__dataset": "task:skills", "preferred__make_rejected": True}, "“make_rejected” says how files are read"),
+    ({"preferred__dataset": "task:copy", "preferred__val_size": 0.2}, "val_size would part the phrasings of one problem"),
+    ({"aligned__dataset": "task:copy", "aligned__val_size": 0.2}, "val_size would part the phrasings of one problem"),
+    ({"aligned__category": "mine"}, "“category” would not be read"),
+    ({"preferred__make_rejected": True, "preferred__category": "mine"}, "“category” would not be read"),
+    ({"preferred__sample_rejected": True}, "“sample_rejected” needs a task"),
+    ({"preferred__finetuning_type": "lora", "preferred__adapter_name_or_path": "judge"},
+     "the step “judge” trains no adapters"),
     ({"judge__val_size": None}, "eval_steps is set, but there is nothing to evaluate on"),
     ({"judge__lora_rank": 4}, "lora_rank is read with finetuning_type: lora only"),
 ])

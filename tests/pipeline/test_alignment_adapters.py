@@ -13,6 +13,7 @@ from danlu.core.artifact import Artifact
 from danlu.core.errors import ConfigError
 from danlu.models.load import load_model
 from danlu.models.scorer import load_scorer
+from danlu.pipeline.plan import plan
 from danlu.train.log import read_log
 
 LORA = "finetuning_type: lora, lora_rank: 4, learning_rate: 1e-2, cutoff_len: 48, plot_loss: false"
@@ -115,3 +116,14 @@ def test_a_judge_goes_on_from_its_adapters(made: dict[str, Artifact]) -> None:
 def test_adapters_of_another_kind_of_model_are_refused(made: dict[str, Artifact], step: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         go(load(RECIPE + OTHERS), step)
+
+
+def test_a_merged_model_does_not_get_its_own_adapters_again(made: dict[str, Artifact]) -> None:
+    twice = RECIPE.split("steps:")[0] + f"""steps:
+  tuned: {{stage: sft, model: start, dataset: talk.jsonl, max_steps: 6, {LORA}}}
+  again: {{stage: dpo, model: tuned, dataset: pairs.jsonl, max_steps: 2, {ON}}}
+"""
+    with pytest.raises(ConfigError, match="the adapters of “tuned” were trained on another model than “tuned”"):
+        plan(load(twice))
+    with pytest.raises(ConfigError, match="“start” holds no adapters"):
+        plan(load(twice.replace("adapter_name_or_path: tuned", "adapter_name_or_path: start")))
