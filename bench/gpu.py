@@ -51,7 +51,7 @@ def trees(seed: int, count: int, longest: int) -> list[Example]:
 def new_root() -> Root:
     """A random Llama in float32."""
     torch.manual_seed(0)
-    root = Root(AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32))
+    root = Root(AutoModelForCausalLM.from_config(copy.deepcopy(CONFIG), dtype=torch.float32))  # it is changed by the model
     reason = why_not_packed(root)  # sets the attention, too
     assert reason is None, reason
     return root
