@@ -23,7 +23,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 UNITS = {"sft": "tok/s", "pt": "tok/s", "rm": "pairs/s", "dpo": "pairs/s", "ppo": "updates/s"}
 PAIRS = 8  # in one step
-THP = {"THP_MEM_ALLOC_ENABLE": "1"}
+MEMORY = {"default": {}, "huge-pages": {"THP_MEM_ALLOC_ENABLE": "1"}}
 
 
 def contenders(home: Path, scripts: Path, model: str, steps: int) -> dict[str, dict[str, list[str]]]:
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--model", choices=("tiny", "smollm2"), default="tiny")
     parser.add_argument("--stage", choices=tuple(UNITS))
+    parser.add_argument("--memory", choices=tuple(MEMORY), help="one of the two memory settings; default: both")
     parser.add_argument("--out", type=Path, default=Path("bench-results.jsonl"))
     options = parser.parse_args()
     if "PEERS_DIR" not in os.environ or "PEERS_HOME" not in os.environ:
@@ -100,7 +101,7 @@ def main() -> None:
 
 def measure(stage: str, commands: dict[str, list[str]], options: argparse.Namespace) -> None:
     """All rounds of one stage."""
-    for label, extra in (("default memory", {}), ("huge pages", THP)):
+    for label, extra in MEMORY.items() if options.memory is None else [(options.memory, MEMORY[options.memory])]:
         rows: dict[str, list[dict]] = {name: [] for name in commands}
         for _ in range(options.rounds):
             for name, command in commands.items():
@@ -109,7 +110,7 @@ def measure(stage: str, commands: dict[str, list[str]], options: argparse.Namesp
                 with open(options.out, "a") as file:
                     file.write(json.dumps({"contender": name, "memory": label, **result}) + "\n")
         own = statistics.median(speed(stage, row) for row in rows["danlu"])
-        print(f"\n{stage} · {options.model} · {label} · {options.rounds} rounds of {options.steps} steps")
+        print(f"\n{stage} · {options.model} · {label} memory · {options.rounds} rounds of {options.steps} steps")
         for name, found in rows.items():
             speeds = sorted(speed(stage, row) for row in found)
             middle, memory = statistics.median(speeds), statistics.median(row["rss_mib"] for row in found)
