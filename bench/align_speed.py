@@ -65,7 +65,8 @@ def job(options: argparse.Namespace, folder: Path) -> tuple[Any, Any, Any, float
     from danlu.models.scorer import load_scorer
     from danlu.objectives.preference import DPO
     from danlu.objectives.reward import Pairwise
-    from danlu.rollout.scoring import REFERENCE, reference_column
+    from danlu.rollout.scoring import reference_column
+    from danlu.tokens.pairs import REFERENCE
     from danlu.train.parallel import World
 
     tokenizer = load_tokenizer(options.model)

@@ -25,9 +25,9 @@ CPU = torch.device("cpu")
 def rendered(tokenizer: object, record: Preference, answer: str) -> tuple[list[int], int]:
     """The ids of a prompt and its answer by the template alone, and how many of them are the prompt's."""
     messages = [{"role": "user", "content": record.messages[0].content}]
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)  # type: ignore[attr-defined]
-    ids = tokenizer.encode(prompt, add_special_tokens=False)  # type: ignore[attr-defined]
-    return ids + tokenizer.encode(answer + "<|end|>", add_special_tokens=False), len(ids)  # type: ignore[attr-defined]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    return ids + tokenizer.encode(answer + "<|end|>", add_special_tokens=False), len(ids)
 
 
 @pytest.mark.parametrize("packs", [True, False])

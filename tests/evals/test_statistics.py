@@ -31,7 +31,7 @@ def test_ratio_interval_covers_the_truth_as_often_as_it_says() -> None:
     hits = 0
     for _ in range(200):
         sizes = generator.integers(50, 150, 60)
-        low, high = ratio_interval(sizes * generator.normal(3.0, 1.0, 60), sizes, resamples=1000)  # type: ignore[misc]
+        low, high = ratio_interval(sizes * generator.normal(3.0, 1.0, 60), sizes, resamples=1000)
         hits += low < 3.0 < high
     assert 180 <= hits <= 199
 

@@ -426,7 +426,7 @@ def test_a_nucleus_among_equals_is_no_larger_than_needed() -> None:
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"num_ids": 0}])
 def test_impossible_sampling_is_refused(model: LlamaForCausalLM, wrong: dict[str, float]) -> None:
     with pytest.raises(DataError, match="cannot be meant"):
-        generate(model, [[1]], max_new_tokens=1, stop_ids=[], pad_id=PAD, **wrong)  # type: ignore[arg-type]
+        generate(model, [[1]], max_new_tokens=1, stop_ids=[], pad_id=PAD, **wrong)
 
 
 def test_lengths_are_checked_before_any_work(model: LlamaForCausalLM) -> None:
@@ -452,7 +452,7 @@ def test_model_is_left_as_it_was(model: LlamaForCausalLM) -> None:
         next(tokens)
         assert not model.training and model.config._attn_implementation == "sdpa"
         assert torch.is_grad_enabled(), "nothing that the caller does between two tokens loses its gradient"
-        tokens.close()  # type: ignore[attr-defined]
+        tokens.close()
         assert model.training and not model.model.layers[0].training
         assert model.config._attn_implementation == attention.NAME
         model.set_attn_implementation("eager")

@@ -194,7 +194,7 @@ def test_what_cannot_be_meant_is_refused() -> None:
     with pytest.raises(AssertionError, match="none of sigmoid"):
         DPO(loss="sigmoyd")
     with pytest.raises(AssertionError):
-        DPO(rpo_form="other")  # type: ignore[arg-type]
+        DPO(rpo_form="other")
     batch = Batch.pack(pairs(2))
     batch = replace(batch, branch_example_N=torch.tensor([0, 0, 0, 1]))
     with pytest.raises(AssertionError, match="chosen and a rejected"):

@@ -33,11 +33,7 @@ LN2 = math.log(2)
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny_alignment.home_of(tmp_path_factory)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        go(load())
-    return folder
+    return tiny_alignment.finished_home_of(tmp_path_factory)
 
 
 @pytest.fixture(autouse=True)

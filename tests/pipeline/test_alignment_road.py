@@ -1,17 +1,14 @@
 """Reward models, preferences and policies from the command line, on two processes, and shown to people."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny_alignment
 from rich.console import Console
+from small_runs import run_on_two_ranks
 from tiny_alignment import RECIPE, examples_of, go, load
 from typer.testing import CliRunner
 
-import danlu
 from danlu.cli import app
 from danlu.core.errors import ConfigError
 from danlu.data.loader import Loader
@@ -25,11 +22,7 @@ COMPARED = ("loss", "eval_loss", "grad_norm", "accuracy", "eval_accuracy", "marg
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny_alignment.home_of(tmp_path_factory)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        go(load())
-    return folder
+    return tiny_alignment.finished_home_of(tmp_path_factory)
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +32,7 @@ def in_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_two_processes_give_the_losses_of_one() -> None:
     """Under torchrun with split weights; one rank is sometimes given a filler, and of the policy one does all."""
-    Path("small.yaml").write_text(RECIPE)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(danlu.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-                           "danlu.cli", "run", "small.yaml", "--runs", "two"], env=environment, capture_output=True,
-                          text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    run_on_two_ranks(RECIPE, "two")
     alone, found = go(load()), plan(load(), "two").steps
     for step, processes in (("judge", 2), ("preferred", 2), ("aligned", 1)):
         artifact = found[step].artifact

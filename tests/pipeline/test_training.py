@@ -1,19 +1,16 @@
 """Real stages on little data: what is made again, what is saved, what is shown, and what people are told."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from rich.console import Console
+from small_runs import changed, run_on_two_ranks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import danlu
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.examples import Branch, Example
 from danlu.models.load import load_model
@@ -58,14 +55,7 @@ steps:
 
 def load(**settings: object) -> Recipe:
     """The recipe with `step__key=value` set; a value of None takes the key away."""
-    values = yaml.safe_load(RECIPE)
-    for name, value in settings.items():
-        step, _, key = name.partition("__")
-        if value is None:
-            del values["steps"][step][key]
-        else:
-            values["steps"][step][key] = value
-    return Recipe.from_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), base=Path.cwd())
+    return changed(RECIPE, **settings)
 
 
 def go(recipe: Recipe, only: list[str] | None = None) -> dict:
@@ -184,12 +174,7 @@ def test_an_empty_dataset_is_said_with_its_file(settings) -> None:
 
 def test_two_processes_give_the_losses_of_one() -> None:
     """The whole road under torchrun (gloo, FSDP2), data preparation by one rank included."""
-    Path("small.yaml").write_text(RECIPE)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(danlu.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-                           "danlu.cli", "run", "small.yaml", "--runs", "two"], env=environment, capture_output=True,
-                          text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    run_on_two_ranks(RECIPE, "two")
     alone, found = go(load()), plan(load(), "two").steps
     for step in ("base", "chat"):
         artifact = found[step].artifact

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from rich.console import Console
+from small_runs import changed
 from tiny_chat import make_folder
 
 from danlu.core.artifact import Artifact
@@ -62,14 +62,7 @@ steps:
 
 def load(text: str = RECIPE, **settings: object) -> Recipe:
     """The recipe with `step__key=value` set; a value of None takes the key away."""
-    values = yaml.safe_load(text)
-    for name, value in settings.items():
-        step, _, key = name.partition("__")
-        if value is None:
-            del values["steps"][step][key]
-        else:
-            values["steps"][step][key] = value
-    return Recipe.from_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), base=Path.cwd())
+    return changed(text, **settings)
 
 
 def go(recipe: Recipe, *only: str, runs: str = "runs") -> dict[str, Artifact]:
@@ -112,6 +105,16 @@ def home_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         make_inputs()
     return folder
+
+
+def finished_home_of(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with every step of the recipe made."""
+    folder = home_of(tmp_path_factory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        go(load())
+    return folder
+
 
 
 def examples_of(name: str, artifact: Artifact) -> ExampleStore:

@@ -4,6 +4,7 @@
 label by which losses and shares are reported, and `id` finds it again: `file:line` or a chapter or module name.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -16,6 +17,11 @@ class Document:
     id: str
     category: str = "text"
 
+    @property
+    def num_bytes(self) -> int:
+        """Of what it says, in UTF-8."""
+        return len(self.text.encode())
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -23,6 +29,11 @@ class Message:
 
     role: str
     content: str
+
+
+def bytes_of(messages: Sequence[Message], *answers: str) -> int:
+    """The bytes of turns, and of answers that stand beside them, in UTF-8."""
+    return sum(len(message.content.encode()) for message in messages) + sum(len(answer.encode()) for answer in answers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,11 @@ class Dialogue:
     source: str
     id: str
     category: str = "chat"
+
+    @property
+    def num_bytes(self) -> int:
+        """Of what is said, in UTF-8."""
+        return bytes_of(self.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +66,11 @@ class Preference:
     category: str = "preference"
     ref_logps: tuple[float, float] | None = None
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the prompt and both answers, in UTF-8."""
+        return bytes_of(self.messages, self.chosen, self.rejected)
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -60,3 +81,8 @@ class Prompt:
     source: str
     id: str
     category: str = "task"
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the prompt and the answer that is known, in UTF-8."""
+        return bytes_of(self.messages, self.answer)

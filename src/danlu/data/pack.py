@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from danlu.core.examples import Example
+from danlu.data.store import ExampleStore
 
 
 def micro_batches(examples: Sequence[Example], micro_batch_tokens: int, padded: bool = False) -> list[list[Example]]:
@@ -43,6 +44,13 @@ def cut_padded(rows: Sequence[tuple[int, int]], micro_batch_tokens: int) -> list
             count = width = 0
         count, width = count + more, max(width, length)
     return _ranges(starts, len(rows))
+
+
+def cut_store(store: ExampleStore, indices: Sequence[int], micro_batch_tokens: int, padded: bool) -> list[list[int]]:
+    """Those examples of a store in groups, for passes that read them as they are needed."""
+    ranges = (cut_padded([rows_of(store[index]) for index in indices], micro_batch_tokens) if padded else
+              cut([int(store.lengths[index]) for index in indices], micro_batch_tokens))
+    return [[indices[place] for place in group] for group in ranges]
 
 
 def rows_of(example: Example) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from danlu.core.config import Config
 from danlu.core.errors import ConfigError, nearest
 from danlu.models.attention import leave_packed
 
-TRAINED, REFERENCE = "default", "reference"  # names of adapters
+TRAINED, FROZEN = "default", "reference"  # names of adapters
 
 
 class AdapterConfig(Config):
@@ -86,36 +86,34 @@ def _check_kind(trained: Any, adapter: Path, head: str | None) -> None:
                           hint="Name the step that trained them as `model`: there they are merged.")
 
 
-def add_reference(adapted: nn.Module, adapter: Path) -> None:
+def add_reference(adapted: Any, adapter: Path) -> None:
     """Loads trained adapters a second time, frozen, under the name `reference`."""
-    peft: Any = adapted
-    peft.load_adapter(str(adapter), REFERENCE)
-    peft.set_adapter(TRAINED)  # peft up to 0.20 leaves them frozen, too
+    adapted.load_adapter(str(adapter), FROZEN)
+    adapted.set_adapter(TRAINED)  # peft up to 0.20 leaves them frozen, too
 
 
 @contextmanager
-def reference_adapter(adapted: nn.Module, frozen: bool) -> Iterator[None]:
+def reference_adapter(adapted: Any, frozen: bool) -> Iterator[None]:
     """The model as it was before training: with the frozen adapters that `add_reference` loaded, or with none."""
-    peft: Any = adapted
     if not frozen:
-        with peft.disable_adapter():
+        with adapted.disable_adapter():
             yield
         return
-    peft.set_adapter(REFERENCE)
+    adapted.set_adapter(FROZEN)
     try:
         yield
     finally:
-        peft.set_adapter(TRAINED)
+        adapted.set_adapter(TRAINED)
 
 
-def save_adapters(adapted: nn.Module, folder: Path) -> None:
+def save_adapters(adapted: Any, folder: Path) -> None:
     """Writes the trained adapters as peft opens them."""
-    adapted.save_pretrained(str(folder), selected_adapters=[TRAINED])  # type: ignore[operator]  # as above
+    adapted.save_pretrained(str(folder), selected_adapters=[TRAINED])
     (folder / "README.md").unlink(missing_ok=True)
 
 
 @torch.no_grad()
-def merge(adapted: nn.Module, lm: PreTrainedModel, probe_BT: Tensor) -> PreTrainedModel:
+def merge(adapted: Any, lm: PreTrainedModel, probe_BT: Tensor) -> PreTrainedModel:
     """Merges the adapters into the weights and returns the plain model. Raises ConfigError where its logits differ.
 
     probe_BT: token ids on which base + adapter and the merged model are compared.
@@ -123,7 +121,7 @@ def merge(adapted: nn.Module, lm: PreTrainedModel, probe_BT: Tensor) -> PreTrain
     adapted.eval()
     leave_packed(lm)
     before = lm(input_ids=probe_BT, use_cache=False).logits.float()
-    merged = adapted.merge_and_unload()  # type: ignore[operator]  # peft's, known as a Module
+    merged = adapted.merge_and_unload()
     after = merged(input_ids=probe_BT, use_cache=False).logits.float()
     difference = float((before - after).abs().max() / before.abs().max().clamp(min=1e-6))
     if not difference < 1e-3:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -34,11 +34,14 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
                    "chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
 
 
+R = TypeVar("R", bound=Trunk)
+
+
 @dataclass(slots=True)
-class Loaded:
+class Loaded(Generic[R]):
     """A model ready to be called, and what was found out about it."""
 
-    root: Root
+    root: R
     tokenizer: Any
     adapted: nn.Module | None = None  # peft's wrapper, where adapters are trained
     notes: list[str] = field(default_factory=list)
@@ -72,7 +75,7 @@ def load_tokenizer(source: str | Path) -> Any:
 
 def load_model(source: str | Path, *, tokenizer: Any | None = None, device: torch.device | str = "cpu",
                dtype: torch.dtype = torch.float32, adapters: AdapterConfig | None = None,
-               adapter: Path | None = None, seed: int = 0) -> Loaded:
+               adapter: Path | None = None, seed: int = 0) -> Loaded[Root]:
     """Opens a checkpoint (folder or hub id) in `dtype`, probed; with adapters where asked.
 
     tokenizer  one that is open already; default: the checkpoint's own
@@ -96,7 +99,7 @@ def load_model(source: str | Path, *, tokenizer: Any | None = None, device: torc
 
 
 def new_model(architecture: Mapping[str, Any], tokenizer: Any, *, device: torch.device | str = "cpu",
-              dtype: torch.dtype = torch.float32, seed: int = 0) -> Loaded:
+              dtype: torch.dtype = torch.float32, seed: int = 0) -> Loaded[Root]:
     """A model with random weights. `architecture` is `model_type` and that type's own config keys.
 
     Vocabulary size and special tokens come from the tokenizer. Raises ConfigError for an unknown type or key.
@@ -137,7 +140,7 @@ def new_config(architecture: Mapping[str, Any], tokenizer: Any | None, vocab_siz
 
 
 def _ready(lm: PreTrainedModel, tokenizer: Any, device: torch.device | str, adapters: AdapterConfig | None,
-           seed: int, adapter: Path | None = None) -> Loaded:
+           seed: int, adapter: Path | None = None) -> Loaded[Root]:
     check_vocabulary(lm.config, tokenizer)
     lm.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
     adapted = None

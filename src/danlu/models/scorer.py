@@ -6,13 +6,12 @@ id that also ends a turn would let it read the token before; the folder gets a p
 """
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification
 from transformers import logging as transformers_logging
 
 from danlu.core.errors import ConfigError, DataError
@@ -20,6 +19,7 @@ from danlu.models.adapters import AdapterConfig, add_adapters, merge, save_adapt
 from danlu.models.generate import evaluating
 from danlu.models.load import (
     UNREADABLE,
+    Loaded,
     check_vocabulary,
     copy_tokenizer,
     load_tokenizer,
@@ -31,23 +31,9 @@ from danlu.models.root import ScoreRoot, scalar_head
 PAD_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
-@dataclass(slots=True)
-class LoadedScorer:
-    """A scalar model ready to be called, and what was found out about it."""
-
-    root: ScoreRoot
-    tokenizer: Any
-    adapted: nn.Module | None = None  # peft's wrapper, where adapters are trained
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def lm(self) -> PreTrainedModel:
-        return self.root.lm
-
-
 def load_scorer(source: str | Path, *, tokenizer: Any | None = None, device: torch.device | str = "cpu",
                 dtype: torch.dtype = torch.float32, new_head: bool = False, adapters: AdapterConfig | None = None,
-                adapter: Path | None = None, seed: int = 0) -> LoadedScorer:
+                adapter: Path | None = None, seed: int = 0) -> Loaded[ScoreRoot]:
     """Opens a sequence classifier with one label, probed; with `new_head` also a language model, whose head becomes 0.
 
     Raises ConfigError where the folder holds no such model, or (without `new_head`) one without a scalar head.
@@ -78,7 +64,7 @@ def load_scorer(source: str | Path, *, tokenizer: Any | None = None, device: tor
     adapted = None
     if adapters is not None and adapters.finetuning_type == "lora":
         adapted = add_adapters(lm, adapters, seed, adapter=adapter, head=head)
-    loaded = LoadedScorer(root, tokenizer, adapted)
+    loaded = Loaded(root, tokenizer, adapted)
     check_scores(root)
     loaded.notes += pack_if_possible(root)
     return loaded
@@ -98,7 +84,7 @@ def check_scores(root: ScoreRoot) -> None:
                           hint="This model cannot be trained as a reward model here.")
 
 
-def save_scorer(loaded: LoadedScorer, folder: Path, stop_ids: list[int]) -> None:
+def save_scorer(loaded: Loaded[ScoreRoot], folder: Path, stop_ids: list[int]) -> None:
     """Writes what `AutoModelForSequenceClassification.from_pretrained` opens, with its tokenizer.
 
     Adapters are merged after a comparison of scores, and kept in `adapter/` beside the merged model.

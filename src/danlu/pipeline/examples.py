@@ -22,7 +22,6 @@ from danlu.core.ledger import Ledger
 from danlu.core.records import Dialogue, Document, Preference, Prompt
 from danlu.data.store import ExampleStore, write_examples
 from danlu.pipeline.context import DOCSTRINGS, FILES, STEP, TASK, Context
-from danlu.text.formats import size_of
 from danlu.tokens.codec import identity, num_ids
 
 SCHEMA = 2
@@ -167,7 +166,7 @@ def split_by_hash(records: Iterable[R], share: float, ledger: Ledger) -> tuple[I
 
     def train() -> Iterator[R]:
         for record in records:
-            size = record_bytes(record)
+            size = record.num_bytes
             station.take(rows=1, bytes=size)
             content = record.text if isinstance(record, Document) else repr(record.messages)
             if int.from_bytes(hashlib.blake2b(content.encode(), digest_size=4).digest(), "big") < share * HASH_RANGE:
@@ -180,11 +179,6 @@ def split_by_hash(records: Iterable[R], share: float, ledger: Ledger) -> tuple[I
     return train(), held_out
 
 
-def record_bytes(record: Record) -> int:
-    """Bytes of what a record says."""
-    return len(record.text.encode()) if isinstance(record, Document) else size_of(record)
-
-
 def first(records: Iterable[R], count: int | None, ledger: Ledger, name: str) -> Iterator[R]:
     """The first `count` records; what lies behind them is counted, not lost."""
     if count is None:
@@ -192,7 +186,7 @@ def first(records: Iterable[R], count: int | None, ledger: Ledger, name: str) ->
         return
     station = ledger.station(f"max_samples:{name}")
     for number, record in enumerate(records):
-        size = record_bytes(record)
+        size = record.num_bytes
         station.take(rows=1, bytes=size)
         if number < count:
             station.give(rows=1, bytes=size)

@@ -87,16 +87,11 @@ def _batch(prepared: Prepared, context: Context, at: int) -> Any:
     if settings.max_steps is None:
         total = loader.num_steps(settings.num_train_epochs)
     else:
-        total = -(-settings.max_steps // getattr(settings, "stride", 1))
+        total = -(-settings.max_steps // settings.stride)
     if at >= total:
-        unit = _unit(settings).split()[-1]
+        unit = settings.unit.split()[-1]
         raise ConfigError(f"the training has {total} {unit}s; there is no {unit} {at}", hint="--at counts from 0.")
     return loader.batch(at)
-
-
-def _unit(settings: Any) -> str:
-    """What takes its examples from the data at once; several optimizer steps share a rollout's prompts."""
-    return "rollout" if hasattr(settings, "stride") else "optimizer step"
 
 
 def _show_batch(console: "Console", context: Context, prepared: Prepared, batch: Any, at: int) -> None:
@@ -110,7 +105,7 @@ def _show_batch(console: "Console", context: Context, prepared: Prepared, batch:
     console.print(f"{prepared.artifact.folder}: {len(store):,} examples, {store.num_tokens:,} tokens, "
                   f"{store.num_targets:,} of them learned" + ("" if prepared.held_out is None else
                   f"; {len(prepared.held_out):,} examples held out"))
-    unit = _unit(context.settings)
+    unit = context.settings.unit
     what = "prompts to be answered" if unit == "rollout" else "examples, each attending to itself alone"
     table = Table(title=f"{unit} {at}: {len(batch.examples)} {what}")
     for title in ("micro-batch", "examples", "tokens", "learned", "lengths"):

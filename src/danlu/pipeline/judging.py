@@ -26,7 +26,8 @@ from danlu.evals.preferences import encode_pairs, judge_values, model_values, pr
 from danlu.evals.rewards import Drawn, draw, judge_scores, reward_row, token_logprobs
 from danlu.models.generate import max_positions, stop_ids_of
 from danlu.models.load import Loaded, load_model
-from danlu.models.scorer import LoadedScorer, load_scorer
+from danlu.models.root import ScoreRoot
+from danlu.models.scorer import load_scorer
 from danlu.pipeline.context import TASK, Context
 from danlu.pipeline.models import place
 from danlu.tasks import task_preferences
@@ -158,7 +159,7 @@ class Jury:
                     self._score(heard, loaded)
                 bar.update(number)
 
-    def _score(self, heard: Heard, loaded: LoadedScorer) -> None:
+    def _score(self, heard: Heard, loaded: Loaded[ScoreRoot]) -> None:
         scores = judge_scores(loaded.root, heard.said, self.device, self.settings.micro_batch_tokens)
         if heard.drawn is not None:
             heard.drawn.scores = scores[:len(heard.drawn.said)]
@@ -187,7 +188,7 @@ class Jury:
                 if heard.drawn is not None and heard.drawn.scores is not None]
 
 
-def _why_not_scored(heard: Heard, judge: LoadedScorer) -> str:
+def _why_not_scored(heard: Heard, judge: Loaded[ScoreRoot]) -> str:
     """Why the judge's scores of these answers would mean nothing; "" where they mean something."""
     if heard.vocabulary != vocabulary_of(judge.tokenizer):
         return "the judge reads another vocabulary"

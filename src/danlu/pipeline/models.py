@@ -22,6 +22,11 @@ def place(item: Input) -> Path | str:
     return item.text if item.kind == HUB else item.require_folder()
 
 
+def tokenizer_of(context: Context) -> Path | str:
+    """Where the tokenizer of a step is that takes its model's."""
+    return place(context.inputs[context.settings.model])
+
+
 def adapter_of(context: Context) -> Path | None:
     """The folder of the adapters that a step goes on from; None where it begins with fresh ones.
 

@@ -11,9 +11,16 @@ from danlu.core.errors import ConfigError
 from danlu.core.ledger import Ledger, Station
 from danlu.core.records import Dialogue, Preference
 from danlu.pipeline.context import FILES, TASK, Context, Input, Reference
-from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, record_bytes, split_by_hash
+from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, split_by_hash
 from danlu.pipeline.models import adapter_of, check_adapters, identities, model_config, model_references, place
-from danlu.pipeline.training import DEFAULT_TASK_PROMPTS, HELD_OUT_PROMPTS, all_texts, check_evaluation
+from danlu.pipeline.training import (
+    DEFAULT_TASK_PROMPTS,
+    HELD_OUT_PROMPTS,
+    all_texts,
+    check_evaluation,
+    check_files,
+    check_split,
+)
 from danlu.tasks import made_preferences, task, task_dialogues, task_preferences
 from danlu.text.formats import read_dialogues
 from danlu.text.preferences import read_preferences
@@ -46,12 +53,8 @@ def check_pairs(settings: Any, inputs: Mapping[str, Input]) -> None:
 
     if settings.sample_rejected and all(inputs[text].kind != TASK for _, text in all_texts(settings)):
         raise ConfigError("“sample_rejected” needs a task, whose scorer knows what is wrong", key="sample_rejected")
-    unread = sorted({"strict", "category", "make_rejected"} & settings.model_fields_set)
-    if unread and all(inputs[text].kind == TASK for _, text in all_texts(settings)):
-        raise ConfigError(f"“{unread[0]}” says how files are read, and this step reads none", key=unread[0])
-    if settings.val_size and any(inputs[text].kind == TASK for text in settings.datasets()):
-        raise ConfigError("val_size would part the phrasings of one problem", key="val_size",
-                          hint="Set eval_dataset to the task: its own held-out problems are never trained on.")
+    check_files(settings, inputs, "strict", "category", "make_rejected")
+    check_split(settings, inputs)
     if settings.make_rejected and settings.category is not None:
         raise ConfigError("made pairs are reported as “swapped” and “form”; “category” would not be read", key="category")
     check_evaluation(settings, settings.eval_dataset is not None or settings.val_size > 0)
@@ -113,7 +116,7 @@ def _of_task(context: Context, text: str, ledger: Ledger, split: Literal["train"
     if split == "heldout":
         count = min(count, HELD_OUT_PROMPTS)
     found = task_preferences(text, context.seed, count, split)
-    station, size = ledger.station(f"generate:{text}"), sum(map(record_bytes, found))
+    station, size = ledger.station(f"generate:{text}"), sum(record.num_bytes for record in found)
     asked = len(task_dialogues(text, context.seed, count, split))
     station.take(rows=asked)
     station.add("pairs that the task makes", bytes=size)
@@ -136,11 +139,11 @@ def _sampled(context: Context, text: str, records: list[Preference], ledger: Led
                         device=device_kind(None if settings.device == "auto" else settings.device))
     made = sampled_preferences(loaded, task(text), records, context.seed, max_new_tokens=longest + ROOM)
     for before, after in zip(records, made, strict=True):
-        station.take(rows=1, bytes=record_bytes(before))
+        station.take(rows=1, bytes=before.num_bytes)
         if after is not before:
             station.add("wrong answers of the model", rows=1, bytes=len(after.rejected.encode()))
             station.drop("rejected answers that they replace", rows=1, bytes=len(before.rejected.encode()))
-        station.give(rows=1, bytes=record_bytes(after))
+        station.give(rows=1, bytes=after.num_bytes)
         yield after
 
 
@@ -150,7 +153,7 @@ def _made(context: Context, dialogues: Iterable[Dialogue], station: Station) -> 
 
     def counted() -> Iterator[Dialogue]:
         for dialogue in dialogues:
-            sizes.append(record_bytes(dialogue))
+            sizes.append(dialogue.num_bytes)
             yield dialogue
 
     for record in made_preferences(counted(), context.seed):
@@ -159,7 +162,7 @@ def _made(context: Context, dialogues: Iterable[Dialogue], station: Station) -> 
         if record is None:
             station.drop("no rejected answer could be made", rows=1, bytes=came)
             continue
-        added, went = len(record.rejected.encode()), record_bytes(record)
+        added, went = len(record.rejected.encode()), record.num_bytes
         station.add("rejected answers", bytes=added)
         if came > went - added:
             station.drop("turns after the last answer", bytes=came - (went - added))

@@ -19,7 +19,8 @@ from danlu.data.store import ExampleStore
 from danlu.pipeline.context import Context
 from danlu.pipeline.examples import Prepared
 from danlu.pipeline.training import Compute
-from danlu.rollout.scoring import REFERENCE, reference_column
+from danlu.rollout.scoring import reference_column
+from danlu.tokens.pairs import REFERENCE
 
 SCHEMA = 1
 

@@ -37,6 +37,20 @@ class MachineConfig(Config):
     gradient_checkpointing: bool = free(False, description="compute activations again instead of keeping them")
 
 
+def check_files(settings: Any, inputs: Mapping[str, Input], *names: str) -> None:
+    """Raises ConfigError for settings of how files are read where a step reads tasks only."""
+    unread = sorted(set(names) & settings.model_fields_set)
+    if unread and all(inputs[text].kind == TASK for _, text in all_texts(settings)):
+        raise ConfigError(f"“{unread[0]}” says how files are read, and this step reads none", key=unread[0])
+
+
+def check_split(settings: Any, inputs: Mapping[str, Input]) -> None:
+    """Raises ConfigError where a task's prompts would be split by their words."""
+    if settings.val_size and any(inputs[text].kind == TASK for text in settings.datasets()):
+        raise ConfigError("val_size would part the phrasings of one problem", key="val_size",
+                          hint="Set eval_dataset to the task: its own held-out problems are never trained on.")
+
+
 def check_evaluation(settings: Any, held_out: bool) -> None:
     """Raises ConfigError where evaluations are asked for and nothing is held out to evaluate on."""
     if settings.eval_steps is not None and not held_out:

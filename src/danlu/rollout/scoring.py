@@ -10,11 +10,10 @@ import numpy as np
 import torch
 
 from danlu.core.examples import Example
-from danlu.data.pack import cut, cut_padded, rows_of
+from danlu.data.pack import cut_store
 from danlu.data.store import ExampleStore
 from danlu.models.generate import evaluating
-
-REFERENCE = "ref_logprobs"
+from danlu.tokens.pairs import REFERENCE
 
 
 class Ranks(Protocol):
@@ -34,18 +33,16 @@ def reference_column(root: Any, store: ExampleStore, ranks: Ranks, micro_batch_t
     """
     found = np.array(store.column(REFERENCE))
     missing = [index for index in range(len(store)) if np.isnan(found[store.place(index)[1]]).any()]
-    groups = (cut(store.lengths[missing].tolist(), micro_batch_tokens) if root.packs else
-              cut_padded([rows_of(store[index]) for index in missing], micro_batch_tokens))
+    groups = cut_store(store, missing, micro_batch_tokens, padded=not root.packs)
     done = 0
     with torch.no_grad(), evaluating(root):
         for group, counts in ranks.deal(groups):
-            indices = [missing[place] for place in group]
-            examples = [store[index] for index in indices]
+            examples = [store[index] for index in group]
             values = _tokens(root, examples, ranks.device)
-            for index, branches in zip(indices if counts else (), values):
+            for index, branches in zip(group if counts else (), values):
                 for place, branch in zip(store.place(index)[1:], branches):
                     found[place] = branch
-            done += len(indices)
+            done += len(group)
             progress(done)
     return found
 

@@ -222,16 +222,6 @@ def read_records(path: str, base: Path, gate: Gate, category: str, rows: Rows[Re
     gate.finish()
 
 
-def size_of(record: Dialogue | Preference | Prompt) -> int:
-    """The bytes of a record's turns and of its answers."""
-    texts = [message.content for message in record.messages]
-    if isinstance(record, Preference):
-        texts += [record.chosen, record.rejected]
-    elif isinstance(record, Prompt):
-        texts.append(record.answer)
-    return sum(len(text.encode()) for text in texts)
-
-
 def _read_data(located: Located, gate: Gate, category: str,
                convert: Callable[[dict[str, Any], str, str, str], Record]) -> Iterator[Record]:
     for value in read_values(located, gate):
@@ -244,7 +234,7 @@ def _read_data(located: Located, gate: Gate, category: str,
         except BadRow as error:
             refuse_value(gate, value, error.reason, kind=error.kind)
             continue
-        gate.give(size_of(record), value.bytes)
+        gate.give(record.num_bytes, value.bytes)
         yield record
 
 
@@ -260,8 +250,8 @@ def _read_yaml(located: Located, gate: Gate, category: str) -> Iterator[Dialogue
         messages = _turns(node, located.label, gate)
         if messages:
             dialogue = Dialogue(tuple(messages), located.label, f"{located.label}:{node.start_mark.line + 1}", category)
-            written += size_of(dialogue)
-            gate.station.give(rows=1, bytes=size_of(dialogue))
+            written += dialogue.num_bytes
+            gate.station.give(rows=1, bytes=dialogue.num_bytes)
             yield dialogue
     if size > written:
         gate.station.drop(MARKUP, bytes=size - written)

@@ -24,7 +24,7 @@ import numpy as np
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.examples import Branch, Example
 from danlu.core.ledger import Ledger
-from danlu.core.records import Dialogue, Document, Message
+from danlu.core.records import Dialogue, Document, Message, bytes_of
 from danlu.tokens.chat import SPELLS_SPECIAL, Chat, Rendered, Span
 from danlu.tokens.codec import Codec, Encoded
 
@@ -168,7 +168,7 @@ class Encoder:
     def _render(self, dialogue: Dialogue, ledger: Ledger) -> tuple[Dialogue, Rendered] | None:
         """The dialogue up to its last answer, rendered; None where it has no answer or the template refuses it."""
         station = ledger.station("render")
-        size = size_of(dialogue.messages)
+        size = dialogue.num_bytes
         station.take(rows=1, bytes=size)
         answers = [i for i, message in enumerate(dialogue.messages) if message.role == "assistant"]
         if not answers:
@@ -188,7 +188,7 @@ class Encoder:
             station.drop(SPELLS_SPECIAL, rows=1, bytes=size)
             ledger.quarantine(dialogue.id, SPELLS_SPECIAL, _excerpt(dialogue))
             return None
-        kept = size_of(messages)
+        kept = bytes_of(messages)
         if len(messages) < len(dialogue.messages):
             station.drop("no answer follows", bytes=size - kept)
             dialogue = Dialogue(messages, dialogue.source, dialogue.id, dialogue.category)
@@ -208,7 +208,7 @@ class Encoder:
 
     def _row(self, dialogue: Dialogue, row: Row, ledger: Ledger) -> Iterator[Example]:
         station = ledger.station("tokenize")
-        size = size_of(dialogue.messages)
+        size = dialogue.num_bytes
         station.take(rows=1, bytes=size)
         station.add("tokens of text", tokens=len(row.ids))
         station.give(rows=1, bytes=size, tokens=len(row.ids))
@@ -343,11 +343,6 @@ def open_stations(ledger: Ledger, names: Sequence[str]) -> None:
     """Mentions the stations in the order of the road, whichever row comes first."""
     for name in names:
         ledger.station(name)
-
-
-def size_of(messages: Sequence[Message]) -> int:
-    """Bytes of what is said."""
-    return sum(len(message.content.encode()) for message in messages)
 
 
 def _excerpt(dialogue: Dialogue) -> str:

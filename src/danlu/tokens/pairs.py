@@ -15,6 +15,7 @@ counts once), `overlong` (only what is too long), `learn` (tokens in; out are th
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ from danlu.core.examples import Branch, Example
 from danlu.core.ledger import Ledger
 from danlu.core.records import Message, Preference, Prompt
 from danlu.tokens.chat import SPELLS_SPECIAL, Rendered
-from danlu.tokens.encode import Encoder, batches, open_stations, size_of, split_turns, weights_from_spans
+from danlu.tokens.encode import Encoder, batches, open_stations, split_turns, weights_from_spans
 
 PairOverlong = Literal["turns", "tokens", "drop", "error"]
 REFERENCE = "ref_logprobs"
@@ -65,7 +66,7 @@ class PairEncoder:
     def preferences(self, records: Iterable[Preference], ledger: Ledger) -> Iterator[Example]:
         """The examples of many preferences, in their order, tokenised in batches; each has two branches."""
         open_stations(ledger, ("render", "tokenize", "overlong", "learn"))
-        for batch in batches(records, _num_bytes):
+        for batch in batches(records, attrgetter("num_bytes")):
             ready = [(record, texts) for record in batch if (texts := self._enter(record, ledger)) is not None]
             for (record, _), pair in zip(ready, self._encode([text for _, texts in ready for text in texts])):
                 self._count_tokens(record, pair.num_tokens + pair.num_after, pair.num_after, ledger)
@@ -93,7 +94,7 @@ class PairEncoder:
 
     def _enter(self, record: Preference | Prompt, ledger: Ledger) -> list[Rendered] | None:
         """The texts to be tokenised; None, counted and quarantined, where the template refuses the record."""
-        station, size = ledger.station("render"), _num_bytes(record)
+        station, size = ledger.station("render"), record.num_bytes
         station.take(rows=1, bytes=size)
         try:
             texts = self._render(record, record.messages)
@@ -124,7 +125,7 @@ class PairEncoder:
         return texts
 
     def _count_tokens(self, record: Preference | Prompt, count: int, num_after: int, ledger: Ledger) -> None:
-        station, size = ledger.station("tokenize"), _num_bytes(record)
+        station, size = ledger.station("tokenize"), record.num_bytes
         size -= len(record.answer.encode()) if isinstance(record, Prompt) else 0
         station.take(rows=1, bytes=size)
         station.add("tokens of text", tokens=count)
@@ -236,8 +237,3 @@ def _spread(weights: np.ndarray, total: float | None) -> np.ndarray:
     if total is not None:
         column[np.flatnonzero(weights)[0]] = total
     return column
-
-
-def _num_bytes(record: Preference | Prompt) -> int:
-    answers = [record.chosen, record.rejected] if isinstance(record, Preference) else [record.answer]
-    return size_of(record.messages) + sum(len(answer.encode()) for answer in answers)

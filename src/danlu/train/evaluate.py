@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from danlu.core.errors import DataError
-from danlu.data.pack import cut, cut_padded, rows_of
+from danlu.data.pack import cut_store
 from danlu.data.store import ExampleStore
 from danlu.train.parallel import World
 from danlu.train.step import Objective, is_out_of_memory, means
@@ -20,8 +20,7 @@ def held_out_loss(store: ExampleStore, objective: Objective, world: World, micro
     """
     def evaluate(root: Any) -> Mapping[str, float]:
         sums: dict[str, float] = {}
-        groups = (cut(store.lengths.tolist(), micro_batch_tokens) if root.packs else
-                  cut_padded([rows_of(example) for example in store], micro_batch_tokens))
+        groups = cut_store(store, range(len(store)), micro_batch_tokens, padded=not root.packs)
         for group, counts in world.deal(groups):
             found = _sums(root, store, group, objective, world)
             if counts:

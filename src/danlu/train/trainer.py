@@ -97,6 +97,16 @@ class TrainerConfig(Config):
         return self
 
     @property
+    def stride(self) -> int:
+        """Optimizer steps after which the data go on anew; a stage with rollouts says how many one takes."""
+        return 1
+
+    @property
+    def unit(self) -> str:
+        """What takes its examples from the data at once, in words: `stride` optimizer steps."""
+        return "optimizer step"
+
+    @property
     def evaluation_decides(self) -> bool:
         """Whether what evaluations find changes the trained model."""
         return self.load_best_model_at_end or self.early_stopping_patience is not None

@@ -8,7 +8,6 @@ log-probabilities are a column of the examples; those that the data bring along 
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -16,7 +15,7 @@ from pydantic import Field, model_validator
 from danlu.models.adapters import AdapterConfig
 from danlu.pipeline.context import FILES, HUB, Amount, Context, Forecast, Input, Reference
 from danlu.pipeline.examples import Prepared
-from danlu.pipeline.models import adapter_of, identities, model_config, place, require_same_vocabulary
+from danlu.pipeline.models import adapter_of, identities, model_config, place, require_same_vocabulary, tokenizer_of
 from danlu.pipeline.pairs import PairConfig, check_pairs, pair_references, prepare_pairs
 from danlu.pipeline.reference import with_reference
 from danlu.pipeline.training import Compute, MachineConfig, forecast_training, run_training
@@ -107,11 +106,6 @@ def _reference(context: Context, compute: Compute, tokenizer: Any, root: Any) ->
     require_same_vocabulary(tokenizer, folder, "ref_model")
     loaded = load_model(folder, tokenizer=tokenizer)
     return shard(compute.ready(loaded, context.settings, context).root, compute.world)
-
-
-def tokenizer_of(context: Context) -> Path | str:
-    """Where the step's tokenizer is: with its model."""
-    return place(context.inputs[context.settings.model])
 
 
 def prepare_examples(context: Context, tokenizer: Any) -> tuple[Prepared, list[int]]:

@@ -24,7 +24,7 @@ from danlu.core.ledger import Ledger
 from danlu.core.records import Prompt
 from danlu.models.adapters import AdapterConfig
 from danlu.pipeline.context import FILES, HUB, TASK, Amount, Context, Forecast, Input, Reference, SingleProcess
-from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, record_bytes, split_by_hash
+from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, split_by_hash
 from danlu.pipeline.models import (
     adapter_of,
     check_adapters,
@@ -32,6 +32,7 @@ from danlu.pipeline.models import (
     model_references,
     place,
     require_same_vocabulary,
+    tokenizer_of,
 )
 from danlu.pipeline.training import (
     DEFAULT_TASK_PROMPTS,
@@ -40,6 +41,8 @@ from danlu.pipeline.training import (
     MachineConfig,
     all_texts,
     check_evaluation,
+    check_files,
+    check_split,
     finish,
     forecast_training,
     metrics_of,
@@ -94,6 +97,11 @@ class Settings(DataConfig, AlgorithmConfig, TrainSettings, AdapterConfig, Machin
         """Optimizer steps of one rollout."""
         return self.num_ppo_epochs * self.num_mini_batches
 
+    @property
+    def unit(self) -> str:
+        """A rollout's prompts are taken at once; several optimizer steps share them."""
+        return "rollout"
+
 
 def references(settings: Settings) -> list[Reference]:
     """The models and the data."""
@@ -123,9 +131,7 @@ def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
     """Lengths against the model's positions, and settings that nothing would read."""
     from danlu.models.load import check_length
 
-    unread = sorted({"strict"} & settings.model_fields_set)
-    if unread and all(inputs[text].kind == TASK for _, text in all_texts(settings)):
-        raise ConfigError(f"“{unread[0]}” says how files are read, and this step reads none", key=unread[0])
+    check_files(settings, inputs, "strict")
     if settings.category is not None:
         raise ConfigError("rollouts are not reported by category, so “category” would not be read", key="category")
     if settings.global_batch_tokens is not None:
@@ -134,9 +140,7 @@ def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
     if settings.num_mini_batches > settings.global_batch_size:
         raise ConfigError("there are more mini-batches than prompts in a rollout", key="num_mini_batches",
                           hint="Lower it, or raise global_batch_size.")
-    if settings.val_size and any(inputs[text].kind == TASK for text in settings.datasets()):
-        raise ConfigError("val_size would part the phrasings of one problem", key="val_size",
-                          hint="Set eval_dataset to the task: its own held-out problems are never trained on.")
+    check_split(settings, inputs)
     check_evaluation(settings, settings.eval_dataset is not None or settings.val_size > 0)
     check_adapters(settings, inputs)
     config = model_config(settings, inputs)
@@ -270,11 +274,6 @@ def _account(work: Path) -> dict[str, Any]:
             "num_answer_tokens": total("num_answer_tokens"), "num_unfinished": total("num_unfinished")}
 
 
-def tokenizer_of(context: Context) -> Path | str:
-    """Where the step's tokenizer is: with its model."""
-    return place(context.inputs[context.settings.model])
-
-
 def prepare_examples(context: Context, tokenizer: Any) -> tuple[Prepared, list[int]]:
     """The step's prompts as Examples on disk (a stem and one empty branch each), and the ids that end a turn."""
     from danlu.tokens.encode import Encoder
@@ -301,7 +300,7 @@ def _prompts(context: Context, text: str, ledger: Ledger, split: Literal["train"
     if context.inputs[text].kind == TASK:
         count = settings.max_samples or DEFAULT_TASK_PROMPTS
         found = task(text).prompts(split, context.seed, min(count, HELD_OUT_PROMPTS) if split == "heldout" else count)
-        station, size = ledger.station(f"generate:{text}"), sum(map(record_bytes, found))
+        station, size = ledger.station(f"generate:{text}"), sum(record.num_bytes for record in found)
         station.take(rows=len(found))
         station.add("prompts that the task makes", bytes=size)
         station.give(rows=len(found), bytes=size)

@@ -7,7 +7,6 @@ The score of an answer is read at its last token, the one that ends the turn. Th
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -15,7 +14,7 @@ from pydantic import Field
 from danlu.models.adapters import AdapterConfig
 from danlu.pipeline.context import Context, Forecast, Input, Reference
 from danlu.pipeline.examples import Prepared
-from danlu.pipeline.models import adapter_of, model_config, place
+from danlu.pipeline.models import adapter_of, model_config, tokenizer_of
 from danlu.pipeline.pairs import PairConfig, check_pairs, pair_references, prepare_pairs
 from danlu.pipeline.training import MachineConfig, forecast_training, run_training
 from danlu.train.trainer import TrainSettings
@@ -51,8 +50,8 @@ def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
 
 def run(context: Context) -> dict[str, Any]:
     """Reads, encodes, trains and saves."""
-    from danlu.models.load import load_tokenizer
-    from danlu.models.scorer import LoadedScorer, load_scorer, padding_token, save_scorer
+    from danlu.models.load import Loaded, load_tokenizer
+    from danlu.models.scorer import load_scorer, padding_token, save_scorer
     from danlu.objectives.reward import Pairwise
 
     settings = context.settings
@@ -61,17 +60,12 @@ def run(context: Context) -> dict[str, Any]:
     prepared, stop_ids = prepare_examples(context, tokenizer)
     padding_token(tokenizer, stop_ids)  # where there is none, that is said now rather than when a trained model is saved
 
-    def load() -> LoadedScorer:
+    def load() -> Loaded:
         return load_scorer(source, tokenizer=tokenizer, new_head=True, adapters=settings, adapter=adapter_of(context),
                            seed=context.seed)
 
     return run_training(context, settings, prepared, load, lambda loaded, folder: save_scorer(loaded, folder, stop_ids),
                         objective=Pairwise(settings.center_rewards_coefficient))
-
-
-def tokenizer_of(context: Context) -> Path | str:
-    """Where the step's tokenizer is: with its model."""
-    return place(context.inputs[context.settings.model])
 
 
 def prepare_examples(context: Context, tokenizer: Any) -> tuple[Prepared, list[int]]:

@@ -5,23 +5,22 @@
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from danlu.core.errors import ConfigError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Dialogue
 from danlu.models.adapters import AdapterConfig
 from danlu.pipeline.context import FILES, TASK, Context, Forecast, Input, Reference
 from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, split_by_hash
-from danlu.pipeline.models import adapter_of, check_adapters, model_config, model_references, place
+from danlu.pipeline.models import adapter_of, check_adapters, model_config, model_references, tokenizer_of
 from danlu.pipeline.training import (
     DEFAULT_TASK_PROMPTS,
     MachineConfig,
     all_texts,
     check_evaluation,
+    check_files,
     forecast_training,
     run_training,
 )
@@ -62,9 +61,7 @@ def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
     """The length against the model's positions, and settings that nothing would read."""
     from danlu.models.load import check_length
 
-    unread = sorted({"strict", "category"} & settings.model_fields_set)
-    if unread and all(inputs[text].kind == TASK for _, text in all_texts(settings)):
-        raise ConfigError(f"“{unread[0]}” says how files are read, and this step reads none", key=unread[0])
+    check_files(settings, inputs, "strict", "category")
     check_evaluation(settings, settings.eval_dataset is not None or settings.val_size > 0)
     check_adapters(settings, inputs)
     config = model_config(settings, inputs)
@@ -86,11 +83,6 @@ def run(context: Context) -> dict[str, Any]:
                           seed=context.seed)
 
     return run_training(context, settings, prepared, load, lambda loaded, folder: save_model(loaded, folder, stop_ids))
-
-
-def tokenizer_of(context: Context) -> Path | str:
-    """Where the step's tokenizer is: with its model."""
-    return place(context.inputs[context.settings.model])
 
 
 def prepare_examples(context: Context, tokenizer: Any) -> tuple[Prepared, list[int]]:
