@@ -34,9 +34,9 @@ bench: .venv/.test
 rl-check: .venv/.data
 	$(BIN)/python bench/rl_check.py --runs $(RUNS)
 
-# reward model and DPO on a pretrained checkpoint and real preferences: make real-pairs MODEL=folder PAIRS=file
+# reward model and DPO on a pretrained checkpoint and real preferences: make real-pairs MODEL=folder PAIRS=file [REAL="…"]
 real-pairs: .venv/.run
-	$(BIN)/python bench/real_pairs.py --model $(MODEL) --preferences $(PAIRS)
+	$(BIN)/python bench/real_pairs.py --model $(MODEL) --preferences $(PAIRS) $(REAL)
 
 # a pretrained checkpoint through pt, sft and LoRA: make real MODEL=folder [REAL="--text … --dialogues …"]
 real: .venv/.test .venv/.data

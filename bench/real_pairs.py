@@ -2,7 +2,7 @@
 
     python bench/real_pairs.py --model FOLDER --preferences pairs.json
 
-A third of the prompts is held out by hash. After training, the share of held-out pairs whose chosen answer gets the higher
+A share of the prompts is held out by hash (`--val-size`). After training, the share of held-out pairs whose chosen answer gets the higher
 score (rm) or the higher implicit reward β·(log π − log π_ref) (dpo) is printed with its 95 % Wilson interval; before
 training both are exactly a half (every pair is a tie). Ends with code 1 where an interval reaches down to 50 %.
 """
@@ -23,11 +23,13 @@ def train(stage: str, options: argparse.Namespace, folder: Path) -> tuple[Path, 
     """One `danlu rm` or `danlu dpo`; the artifact's folder and the minutes that it took."""
     command = [sys.executable, "-m", "danlu.cli", stage, "--model", options.model, "--dataset", options.preferences,
                "--runs", str(folder), "--name", stage]
-    for setting in ("finetuning_type=lora", "lora_rank=16", f"cutoff_len={options.cutoff_len}", "overlong=tokens",
+    for setting in ("finetuning_type=lora", "lora_rank=16", f"cutoff_len={options.cutoff_len}", f"overlong={options.overlong}",
                     f"val_size={options.val_size}", f"num_train_epochs={options.epochs}", "eval_steps=1000",
                     "global_batch_size=8", f"learning_rate={options.learning_rate}", "lr_scheduler_type=cosine",
-                    "warmup_ratio=0.1", "micro_batch_tokens=2048"):
+                    "warmup_ratio=0.1", "micro_batch_tokens=2048", f"precision={options.precision}"):
         command += ["--set", setting]
+    if options.max_samples is not None:
+        command += ["--set", f"max_samples={options.max_samples}"]
     begin = time.monotonic()
     subprocess.run(command, check=True)
     step = folder / stage / stage
@@ -41,9 +43,13 @@ def main() -> None:
     parser.add_argument("--preferences", required=True)
     parser.add_argument("--stage", choices=("rm", "dpo"), action="append")
     parser.add_argument("--cutoff-len", type=int, default=256)
+    parser.add_argument("--overlong", choices=("turns", "tokens"), default="tokens", help="what longer pairs lose")
     parser.add_argument("--val-size", type=float, default=0.34)
     parser.add_argument("--epochs", type=float, default=1)
+    parser.add_argument("--max-samples", type=int)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--precision", choices=("auto", "float32", "bf16"), default="auto",
+                        help="bf16 is several times as fast on a CPU whose matrix units compute in it (amx_bf16)")
     options = parser.parse_args()
     failed = False
     for stage in options.stage or ("rm", "dpo"):
