@@ -2,9 +2,10 @@
 
     python bench/real_pairs.py --model FOLDER --preferences pairs.json
 
-A share of the prompts is held out by hash (`--val-size`). After training, the share of held-out pairs whose chosen answer gets the higher
-score (rm) or the higher implicit reward β·(log π − log π_ref) (dpo) is printed with its 95 % Wilson interval; before
-training both are exactly a half (every pair is a tie). Ends with code 1 where an interval reaches down to 50 %.
+A share of the prompts is held out by hash (`--val-size`). After training, the share of held-out pairs whose chosen answer
+gets the higher score (rm) or the higher implicit reward β·(log π − log π_ref) (dpo) is printed with its 95 % Wilson
+interval; before training both are exactly a half (every pair is a tie). Ends with code 1 where an interval reaches down to
+50 %.
 """
 
 import argparse
@@ -23,8 +24,9 @@ def train(stage: str, options: argparse.Namespace, folder: Path) -> tuple[Path, 
     """One `danlu rm` or `danlu dpo`; the artifact's folder and the minutes that it took."""
     command = [sys.executable, "-m", "danlu.cli", stage, "--model", options.model, "--dataset", options.preferences,
                "--runs", str(folder), "--name", stage]
-    for setting in ("finetuning_type=lora", "lora_rank=16", f"cutoff_len={options.cutoff_len}", f"overlong={options.overlong}",
-                    f"val_size={options.val_size}", f"num_train_epochs={options.epochs}", "eval_steps=1000",
+    for setting in ("finetuning_type=lora", "lora_rank=16", f"cutoff_len={options.cutoff_len}",
+                    f"overlong={options.overlong}", f"val_size={options.val_size}",
+                    f"num_train_epochs={options.epochs}", "eval_steps=1000",
                     "global_batch_size=8", f"learning_rate={options.learning_rate}", "lr_scheduler_type=cosine",
                     "warmup_ratio=0.1", "micro_batch_tokens=2048", f"precision={options.precision}"):
         command += ["--set", setting]
