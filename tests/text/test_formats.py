@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Dialogue, Message
+from danlu.text.fields import Row
 from danlu.text.formats import BadRow, construct, read_dialogues, to_dialogue
 
 
@@ -70,6 +71,67 @@ def test_place_source_and_category_are_kept() -> None:
         (Message("user", "p"), Message("assistant", "r")), "f", "f:7", "c")
 
 
+QA = [("user", "q"), ("assistant", "a")]
+
+
+@pytest.mark.parametrize("row, expected", [
+    ({"prompt": "q", "completion": "a"}, QA), ({"prompt": "q", "completion": ["a", "b"]}, QA),
+    ({"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}, QA),
+    ({"prompt": "q", "completion": {"role": "assistant", "content": "a"}}, QA),
+    ({"prompt": '[{"role": "user", "content": "q"}]', "completion": "a"}, QA),
+    ({"completion": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, QA),
+    ({"source": "q", "target": "a", "category": "c"}, QA),
+    ({"source": ["q", "r"], "target": ["a", "b"]}, [*QA, ("user", "r"), ("assistant", "b")]),
+    ({"instruction": "q", "context": "", "response": "a", "category": "open"}, QA),
+    ({"instruction": "q", "context": "c", "response": "a"}, [("user", "q\nc"), ("assistant", "a")]),
+    ({"instruction": "q", "output": "", "response": "a", "source": "web"}, None),
+    ({"question": "q", "answer": "a"}, QA), ({"question": "q", "context": "c", "response": "a", "system_prompt": "S"},
+                                             [("system", "S"), ("user", "c\nq"), ("assistant", "a")]),
+    ({"input": "q", "output": "a"}, QA), ({"input": "q", "golden": "a"}, QA), ({"context": "q", "continuation": "a"}, QA),
+    ({"problem": "q", "solution": "a", "answer": "3"}, QA), ({"query": "q", "response": "a"}, QA),
+    ({"text": "\n\nHuman: q\n\nAssistant: a"}, QA), ({"prompt": "\n\nHuman: q\n\nAssistant: ", "response": "a"}, QA),
+    ({"prompt": "Human: who?", "response": "a"}, [("user", "Human: who?"), ("assistant", "a")]),
+    ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "input": "x", "output": "y"},
+    QA),
+    ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "history": [["h", "i"]],
+      "system": "S"}, [("system", "S"), ("user", "h"), ("assistant", "i"), *QA]),
+])
+def test_further_shapes(row: dict, expected: list | None) -> None:
+    if expected is None:
+        with pytest.raises(BadRow, match="empty answer"):
+            turns(row)
+    else:
+        assert turns(row) == expected
+
+
+def test_a_row_of_source_and_target_brings_its_category() -> None:
+    row = Row({"source": "q", "target": "a", "category": "maths"})
+    assert to_dialogue(row, "", "").category == "maths" and row.unread() == []
+    assert to_dialogue({"source": "q", "target": "a", "category": " "}, "", "", "mine").category == "mine"
+    row = Row({"instruction": "q", "output": "a", "category": "maths", "source": "web"})
+    assert to_dialogue(row, "", "", "mine").category == "mine" and row.unread() == ["category", "source"]
+
+
+def test_answers_behind_the_first_are_named_as_not_read() -> None:
+    row = Row({"prompt": "q", "response": ["a", "b"], "empty": [], "none": None, "blank": ""})
+    assert to_dialogue(row, "", "").messages[-1].content == "a" and row.unread() == ["response[1:]"]
+
+
+def test_a_ledger_names_the_columns_that_were_not_read(tmp_path: Path) -> None:
+    rows = [{**SECOND, "id": 1}, {**SECOND, "id": 2, "lang": "zh"}, {"prompt": "", "url": "x"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ledger = Ledger()
+    assert len(list(read_dialogues("a.jsonl", tmp_path, ledger))) == 2
+    ledger.check()
+    station = ledger.to_json()["stations"][0]
+    assert station["notes"] == {"not read: id": 2, "not read: lang": 1}
+    (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({**SECOND, f"k{n}": n}) for n in range(300)))
+    ledger = Ledger()
+    list(read_dialogues("b.jsonl", tmp_path, ledger))
+    notes = ledger.station("read:b.jsonl").notes
+    assert len(notes) == 101 and notes["not read: other columns"] == 200
+
+
 U, A = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
 
 
@@ -94,16 +156,24 @@ U, A = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
     ({"messages": [U]}, "no assistant turn"),
     ({"messages": "x"}, "wrong type: the turns are not a list but a string"),
     ({"messages": [U, "x"]}, "wrong type: turn 2 is not an object but a string"),
-    ({"messages": [{"content": "x"}]}, "wrong type: turn 1 has no “role”"),
-    ({"messages": [U, {"role": "tool", "content": "x"}, A]}, "unknown role: “tool”"),
+    ({"messages": [{"content": "x"}]}, "wrong type: turn 1 has no “role” or “from”"),
+    ({"messages": [U, {"role": "narrator", "content": "x"}, A]}, "unknown role: “narrator”"),
     ({"messages": [U, {"role": "assistant", "content": ""}]}, "empty answer: turn 2"),
     ({"messages": [{"role": "user", "content": " "}, A]}, "empty prompt: turn 1"),
     ({"messages": [U, {"role": "assistant", "content": None}]},
      "wrong type: the content of turn 2 is not a text but nothing"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}, A]}, "content that is no text: turn 1"),
     ({"messages": [U, {"role": "system", "content": "s"}, A]}, "system turn that is not the first"),
-    ({"messages": [U, {**A, "weight": 0}]}, "weight on a turn: turn 2: an answer is learned whole or not at all"),
-    ({"question": "q", "answer": "a"}, "unknown shape: keys found: question, answer"),
+    ({"messages": [U, {**A, "weight": -1}]}, "weight that is no number: “weight” of turn 2"),
+    ({"source": ["q"], "target": "a"}, "wrong type: “source” and “target” are no lists of equally many texts"),
+    ({"source": ["q", ""], "target": ["a", "b"]}, "empty prompt"),
+    ({"source": ["q", "r"], "target": ["", "b"]}, "empty answer"),
+    ({"source": "", "target": "a"}, "empty prompt"),
+    ({"source": "web", "output": "a"}, "unknown shape: keys found: source, output"),
+    ({"text": "just words"}, "text without turns: a text that is no dialogue is learned in a step of pre-training"),
+    ({"text": 3}, "unknown shape: keys found: text"),
+    ({"prompt": "q", "completion": [{"role": "user", "content": "a"}]}, "the answer is not the assistant's"),
+    ({"passage": "q", "label": "a"}, "unknown shape: keys found: passage, label"),
     ({}, "unknown shape: keys found: none"),
 ])
 def test_rows_that_are_refused(row: dict, reason: str) -> None:
@@ -113,7 +183,7 @@ def test_rows_that_are_refused(row: dict, reason: str) -> None:
 
 
 def test_a_file_with_good_and_bad_rows(tmp_path: Path) -> None:
-    rows = [json.dumps(FIRST), "{oops", json.dumps({"messages": [U, {"role": "tool", "content": "x"}]}), "[1]",
+    rows = [json.dumps(FIRST), "{oops", json.dumps({"messages": [U, {"role": "narrator", "content": "x"}]}), "[1]",
             json.dumps(SECOND)]
     (tmp_path / "a.json").write_text("\n".join(rows))
     ledger = Ledger()
@@ -213,7 +283,7 @@ PARTS = ["role", "content", "from", "value"]
 VALUE = st.recursive(st.one_of(st.none(), st.integers(), st.text(max_size=5)), lambda inner: st.one_of(
     st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(PARTS), inner, max_size=3)), max_leaves=6)
 KEYS = ["messages", "conversations", "instruction", "input", "output", "prompt", "query", "response", "history",
-        "system"]
+        "system", "source", "target", "category", "completion", "question", "answer", "text", "tools", "context"]
 
 
 @settings(max_examples=300, deadline=None)
@@ -227,4 +297,5 @@ def test_any_row_is_a_dialogue_or_is_refused_and_the_ledger_balances(tmp_path_fa
     assert len(found) + len(ledger.quarantined) == len(rows)
     for dialogue in found:
         assert any(message.role == "assistant" for message in dialogue.messages)
-        assert all(message.content.strip() for message in dialogue.messages)
+        assert all(message.content.strip() or message.tool_calls or message.role == "tool"
+                   for message in dialogue.messages)

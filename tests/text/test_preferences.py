@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Message, Preference, Prompt
+from danlu.text.fields import Row
 from danlu.text.formats import BadRow, read_dialogues
 from danlu.text.preferences import read_preferences, read_prompts, to_preference, to_prompt
 
@@ -118,6 +119,11 @@ def test_the_first_two_responses_are_a_pair() -> None:
     assert pair({"prompt": "q", "response": ["good", "bad", "third"]}) == (ASKED, "good", "bad")
     assert pair({"prompt": "q", "query": "r", "response": ["good", "bad"]})[0] == [("user", "q\nr")]
     assert pair({"query": "q", "response": ["good", "bad"]})[0] == ASKED
+    # where they are scored, the two best
+    assert pair({"prompt": "q", "responses": ["third", "bad", "good"], "scores": [1, 2, 3]}) == (ASKED, "good", "bad")
+    assert pair({"prompt": "q", "answers": [{"answer": "bad", "rank": 2}, {"answer": "good", "rank": 1}]})[1] == "good"
+    with pytest.raises(BadRow, match="both answers are equally good"):
+        pair({"prompt": "q", "responses": ["a", "b"], "scores": [1, 1]})
     assert pair({"prompt": "q", "response": ["x", "y"], **TWO})[1:] == ("good", "bad")
 
 
@@ -146,6 +152,51 @@ def test_what_a_reference_model_said(names: tuple[str, str]) -> None:
         with pytest.raises(BadRow) as caught:
             to_preference({**row, **values}, "", "")
         assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("row, margin", [
+    ({"margin": 2}, 2.0), ({"margin": "0.5"}, 0.5), ({"margin": None}, None), ({"margin": ""}, None), ({}, None),
+    ({"margin": 0}, 0.0), ({"score_chosen": 8.5, "score_rejected": 6}, 2.5), ({"chosen_score": 3, "rejected_score": 3},
+    0.0),
+    ({"score_chosen": 8.5, "score_rejected": None}, None), ({"margin": 1, "score_chosen": 9, "score_rejected": 2}, 1.0)])
+def test_margins(row: dict, margin: float | None) -> None:
+    assert to_preference({"prompt": "q", **TWO, **row}, "", "").margin == margin
+
+
+@pytest.mark.parametrize("row, reason", [
+    ({"margin": -1}, "margin below zero: the rejected answer would be the better one"),
+    ({"score_chosen": 1, "score_rejected": 2}, "margin below zero: the rejected answer would be the better one"),
+    ({"margin": float("inf")}, "margin that is not finite"), ({"margin": 10 ** 400}, "margin that is not finite"),
+    ({"margin": "much"}, "wrong type: “margin” is not a number but a string"),
+    ({"margin": True}, "wrong type: “margin” is not a number but a truth value")])
+def test_margins_that_cannot_be_meant(row: dict, reason: str) -> None:
+    with pytest.raises(BadRow) as caught:
+        to_preference({"prompt": "q", **TWO, **row}, "", "")
+    assert caught.value.reason == reason
+
+
+def test_two_outputs_and_a_judges_number() -> None:
+    row = {"instruction": "q", "output_1": "x", "output_2": "y"}
+    assert pair({**row, "preference": "1.0"}) == (ASKED, "x", "y") == pair({**row, "preference": 1.49})
+    assert pair({**row, "preference": 2}) == (ASKED, "y", "x")
+    for number, reason in ((1.5, "both answers are equally good"), (3, "no preference"), (None, "no preference"),
+                           (float("nan"), "no preference")):
+        with pytest.raises(BadRow) as caught:
+            to_preference({**row, "preference": number}, "", "")
+        assert caught.value.kind == reason
+
+
+def test_a_prompt_in_the_form_of_two_speakers() -> None:
+    row = {"prompt": "\n\nHuman: a\n\nAssistant: b\n\nHuman: q\n\nAssistant:", **TWO}
+    assert pair(row) == ([*EARLIER, *ASKED], "good", "bad")
+
+
+def test_what_is_not_read_of_a_preference_is_named() -> None:
+    row = Row({"prompt": "q", "response": ["a", "b", "c"], "id": 1, "messages": [user("q")]})
+    to_preference(row, "", "")
+    assert row.unread() == ["id", "messages", "response[2:]"]
+    row = Row({"prompt": "q", "answer": "a", "response": "b", "chosen": "c"})
+    assert to_prompt(row, "", "").answer == "a" and row.unread() == ["chosen", "response"]
 
 
 HUMAN = "\n\nHuman: q\n\nAssistant:"
@@ -198,8 +249,8 @@ HUMAN = "\n\nHuman: q\n\nAssistant:"
     ({"prompt": "q", "response": ["a", 3]}, "wrong type: “response” is not a text but a number"),
     ({"prompt": "q", "system": [], **TWO}, "wrong type: “system” is not a text but a list"),
     ({"prompt": "q", "history": [["a"]], **TWO}, "wrong type: “history” holds something that is no pair of texts"),
-    ({"conversations": [{"from": "human", "value": "q"}, {"from": "observation", "value": "{}"}], **TWO},
-     "unknown role: “observation”"),
+    ({"conversations": [{"from": "human", "value": "q"}, {"from": "narrator", "value": "{}"}], **TWO},
+     "unknown role: “narrator”"),
 ])
 def test_rows_that_are_no_preferences(row: dict, reason: str) -> None:
     with pytest.raises(BadRow) as caught:
@@ -222,6 +273,12 @@ def test_rows_that_are_no_preferences(row: dict, reason: str) -> None:
     ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "a"),
     ({"messages": [user("q"), assistant("b")], "answer": "a"}, "a"),
     ({"prompt": "q", "chosen": "a", "rejected": "b"}, ""),
+    ({"input": "q", "golden": "a"}, "a"), ({"context": "q", "answer": "a", "chain_of_thought": "x"}, "a"),
+    ({"context": "q", "continuation": "a"}, "a"), ({"problem": "q", "solution": "x", "answer": "a"}, "a"),
+    ({"question": "q", "ground_truth": "a"}, "a"), ({"source": "q", "target": "a"}, "a"),
+    ({"prompt": [user("q")], "reward_model": {"style": "rule", "ground_truth": "a"}}, "a"),
+    ({"messages": [user("q"), assistant("a")], "input": "x", "context": "y"}, "a"),
+    ({"prompt": "q", "answer": 7}, "7"), ({"prompt": "q", "answer": 0.5}, "0.5"), ({"prompt": "q", "answer": True}, ""),
 ])
 def test_prompts(row: dict, answer: str) -> None:
     assert prompt(row) == (ASKED, answer)
@@ -247,8 +304,9 @@ def test_a_query_gives_a_prompt_that_ends_with_the_users_text_and_does_not_hold_
     ({"messages": []}, "empty prompt"),
     ({"messages": [assistant("a")]}, "no prompt"),
     ({"messages": [{"role": "system", "content": "s"}]}, "no prompt"),
-    ({"input": "q", "golden": "a"}, "unknown shape: keys found: input, golden"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "unknown role: “tool”"),
+    ({"original": "q", "golden": "a"}, "unknown shape: keys found: original, golden"),
+    ({"messages": [{"role": "narrator", "content": "x"}]}, "unknown role: “narrator”"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "no prompt"),
 ])
 def test_rows_that_are_no_prompts(row: dict, reason: str) -> None:
     with pytest.raises(BadRow) as caught:
@@ -276,7 +334,7 @@ def test_three_rows_one_answer_two_answers_empty_prompt(tmp_path: Path) -> None:
 def test_a_file_with_good_and_bad_rows_balances(tmp_path: Path) -> None:
     good = json.dumps({"prompt": "q", **TWO, "system": "说明"})
     rows = [good, "{oops", json.dumps({"prompt": "q", "chosen": "a", "rejected": "a"}), "[1]", "",
-            json.dumps({"messages": [user("q"), {"role": "tool", "content": "x"}], **TWO}), good]
+            json.dumps({"messages": [user("q"), {"role": "narrator", "content": "x"}], **TWO}), good]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     ledger = Ledger()
     found = list(read_preferences("a.jsonl", tmp_path, ledger, category="zh"))
@@ -316,7 +374,7 @@ def test_conversations_in_yaml_are_prompts_but_no_preferences(tmp_path: Path) ->
     ledger.check()
     with pytest.raises(ConfigError, match="not a file of preferences") as caught:
         list(read_preferences("a.yml", tmp_path, Ledger()))
-    assert caught.value.hint == "Preferences are read from .jsonl, .ndjson, .json, .csv."
+    assert caught.value.hint == "Preferences are read from .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow."
 
 
 def test_only_files_of_data_are_read_from_a_folder(tmp_path: Path) -> None:
@@ -336,7 +394,7 @@ VALUE = st.recursive(st.one_of(st.none(), st.integers(), st.floats(), TEXT, TURN
                      lambda inner: st.lists(inner, max_size=3), max_leaves=6)
 KEYS = ["prompt", "query", "instruction", "input", "question", "messages", "conversations", "chosen", "rejected",
         "response_chosen", "response_rejected", "response", "output", "answer", "history", "system", "ref_chosen_logps",
-        "ref_rejected_logps"]
+        "ref_rejected_logps", "margin", "score_chosen", "score_rejected", "output_1", "output_2", "preference", "tools"]
 ROW = st.one_of(st.dictionaries(st.sampled_from(KEYS), VALUE, max_size=6),
                 st.fixed_dictionaries({"chosen": VALUE, "rejected": VALUE}, optional={"prompt": VALUE, "messages": VALUE}))
 
@@ -351,10 +409,11 @@ def test_any_row_is_a_record_or_is_refused_and_the_ledger_balances(tmp_path_fact
     ledger.check()
     assert len(pairs) + len(ledger.quarantined) == len(rows)
     for item in pairs:
-        assert item.messages[-1].role == "user" and all(message.content.strip() for message in item.messages)
+        assert item.messages[-1].role in ("user", "tool")
+        assert all(message.content.strip() or message.role == "tool" for message in item.messages)
         assert item.chosen.strip() and item.rejected.strip() and item.chosen.strip() != item.rejected.strip()
     ledger = Ledger()
     prompts = list(read_prompts("rows.jsonl", folder, ledger))
     ledger.check()
     assert len(prompts) + len(ledger.quarantined) == len(rows)
-    assert all(item.messages[-1].role == "user" for item in prompts)
+    assert all(item.messages[-1].role in ("user", "tool") for item in prompts)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from danlu.core.errors import DataError
 from danlu.core.ledger import Ledger, Station
-from danlu.text import rows
+from danlu.text import lines as text_lines
+from danlu.text import tables
 from danlu.text.files import Located
 from danlu.text.rows import Gate, read_lines, read_rows, read_values
 
@@ -47,7 +48,7 @@ def test_lines_survive_bad_bytes_and_keep_their_numbers(tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_is_bounded(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(rows, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(text_lines, "MAX_LINE_BYTES", 100)
     found, ledger = values_of(tmp_path, "a.jsonl", b'{"a": 1}\n{"a": "' + b"x" * 5000 + b'"}\n{"a": 2}\n')
     assert [value for _, value in found] == [{"a": 1}, {"a": 2}]
     assert ledger.quarantined[0].where == "a.jsonl:2"
@@ -160,7 +161,7 @@ def test_quotes_that_swallow_everything_again_and_again(tmp_path: Path) -> None:
 
 
 def test_an_open_quote_does_not_collect_the_file(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(rows, "MAX_LINE_BYTES", 200)
+    monkeypatch.setattr(tables, "MAX_LINE_BYTES", 200)
     lines = csv_text(100)
     lines[3] = 'x,"open'
     found, ledger = values_of(tmp_path, "a.csv", "\n".join(lines).encode())

@@ -37,6 +37,11 @@ HINTS = {
     "lora_r": "lora_rank",
     "adapter": "finetuning_type",
     "mask_history": "learn: last",
+    "kto_chosen_weight": "desirable_weight",
+    "kto_rejected_weight": "undesirable_weight",
+    "loss_type": "pref_loss",
+    "label_smoothing": "dpo_label_smoothing",
+    "pref_bco_weight": "pref_loss: [sigmoid, bco] with loss_weights",
 }
 
 

@@ -52,6 +52,11 @@ class Station:
     went: Count = field(default_factory=Count)
     added: dict[str, Count] = field(default_factory=dict)
     dropped: dict[str, Count] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)  # what a reader of the ledger should know, to how many rows
+
+    def note(self, text: str, rows: int = 1) -> None:
+        """Something about rows that go on all the same, such as a column that nothing reads; no part of the balance."""
+        self.notes[text] = self.notes.get(text, 0) + rows
 
     def take(self, rows: int = 0, bytes: int = 0, tokens: int = 0) -> None:
         """What enters."""
@@ -86,6 +91,7 @@ class Station:
             "added": {reason: count.to_json() for reason, count in sorted(self.added.items())},
             "dropped": {reason: count.to_json() for reason, count in sorted(self.dropped.items())},
             "out": self.went.to_json(),
+            **({"notes": dict(sorted(self.notes.items()))} if self.notes else {}),
         }
 
 

@@ -21,9 +21,16 @@ from danlu.core.errors import ConfigError
 PACKAGE = "package:"
 DOCSTRINGS = "docstrings:"
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
-DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv")
+DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 YAML_SUFFIXES = (".yml", ".yaml")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")  # may follow any of them but those of Parquet and Arrow
 ALL_SUFFIXES = TEXT_SUFFIXES + DATA_SUFFIXES + YAML_SUFFIXES
+
+
+def suffix_of(path: Path) -> str:
+    """What the file's name says it holds: `.jsonl` of `a.jsonl` and of `a.jsonl.gz`, `.gz` of `a.gz`; in lower case."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() or suffix if suffix in COMPRESSED else suffix
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,7 @@ def _below(root: Path, inside: str, suffixes: tuple[str, ...]) -> list[tuple[str
     if target.is_file():
         return [(inside, target)]
     if target.is_dir():
-        files = [(file.relative_to(target), file) for file in target.rglob("*") if file.suffix.lower() in suffixes]
+        files = [(file.relative_to(target), file) for file in target.rglob("*") if suffix_of(file) in suffixes]
         prefix = "" if inside == "." else inside.rstrip("/") + "/"
         return sorted((prefix + relative.as_posix(), file) for relative, file in files
                       if file.is_file() and not any(part.startswith(".") for part in relative.parts))

@@ -1,15 +1,18 @@
 """From rows, as people publish them, to Dialogues: one function for every format, and a reason for every refused row.
 
-    {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
-    {"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}
+    {"messages" or "conversations": [{"role" or "from": "user", "content" or "value": "…"}, …], "system": "…", "tools": […]}
     {"instruction": "…", "input": "…", "output": "…", "system": "…", "history": [["…", "…"]]}
     {"prompt": "…", "query": "…", "response": "…" or ["…", …], "history": [["…", "…"]], "system": "…"}
+    {"prompt": "…" or […], "completion": "…" or […]}
+    {"source": "…" or ["…", …], "target": "…" or ["…", …], "category": "…"}
+    {"text": "Human: …\n\nAssistant: …"}
 
 `read_dialogues` reads files of such rows, and YAML files of `conversations:` (lists of turns, the user's first).
-`read_records` is the reading itself, whatever the rows become; `preferences` reads by it too.
+`read_records` is the reading itself, whatever the rows become; every other reader of rows reads by it, too.
 """
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,108 +21,168 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from danlu.core.errors import ConfigError, DataError
+from danlu.core.errors import ConfigError
 from danlu.core.ledger import Ledger
-from danlu.core.records import Dialogue, Message, Preference, Prompt
-from danlu.text.files import DATA_SUFFIXES, YAML_SUFFIXES, Located, locate
+from danlu.core.records import Dialogue, Feedback, Labelled, Message, Preference, Prompt, Ranking
+from danlu.text.fields import (
+    BadRow,
+    Row,
+    Values,
+    first_of,
+    history_of,
+    joined,
+    known_values,
+    not_read,
+    text_of,
+    unknown_shape,
+    unpacked,
+)
+from danlu.text.files import DATA_SUFFIXES, YAML_SUFFIXES, Located, suffix_of
+from danlu.text.lines import BEHIND, UNREADABLE, open_file, unreadable
+from danlu.text.messages import read_turns, spoken, spoken_prompt, thinking_of, tools_of
+from danlu.text.registry import Found, counted, find
 from danlu.text.rows import MARKUP, MAX_REFUSED, Gate, kind_of, read_values, refuse_value
 
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+__all__ = ["BadRow", "Rows", "construct", "read_dialogues", "read_records", "to_dialogue"]
+
 STRING = "tag:yaml.org,2002:str"
-Record = TypeVar("Record", Dialogue, Preference, Prompt)
+TURNS = ("messages", "conversations", "conversation")
+ASKED = {  # the field by which a request is known, to all fields of which it consists, joined by line ends
+    "instruction": ("instruction", "input", "context"), "prompt": ("prompt", "query"), "query": ("prompt", "query"),
+    "question": ("context", "question"), "problem": ("problem",), "source": ("source",), "input": ("input",),
+    "context": ("context",)}
+VAGUE = ("problem", "source", "input", "context")  # fields that are something else in rows of turns
+ANSWERED = {  # by the same field, where its answer is looked for first
+    "instruction": ("output",), "prompt": ("response", "completion"), "query": ("response",), "question": ("answer",),
+    "problem": ("solution", "answer"), "source": ("target",), "input": ("output", "target", "golden"),
+    "context": ("continuation",)}
+ANSWERS = ("response", "output", "completion", "answer")  # and then
+SYSTEMS = ("system", "system_prompt")
+Record = TypeVar("Record", Dialogue, Preference, Prompt, Ranking, Feedback, Labelled)
 
 
-class BadRow(Exception):
-    """A row that gives no record. `kind` is the reason that is counted, `reason` the same with its details."""
-
-    def __init__(self, kind: str, details: str = "") -> None:
-        self.kind = kind
-        self.reason = f"{kind}: {details}" if details else kind
-        super().__init__(self.reason)
-
-
-def to_dialogue(row: dict[str, Any], where: str, source: str, category: str = "chat") -> Dialogue:
+def to_dialogue(row: Values, where: str, source: str, category: str = "chat") -> Dialogue:
     """The dialogue of one row; `where` becomes its id. Raises BadRow where the row cannot be meant."""
-    if "messages" in row:
-        messages = _learned(row["messages"], "role", "content")
-    elif "conversations" in row:
-        messages = _learned(row["conversations"], "from", "value")
-        system = text_of(row, "system")
-        if messages[0].role != "system":
-            messages = [*opening(None, system), *messages]
-    elif "instruction" in row or "prompt" in row:
-        prompt, answer, history, said = construct(row)
-        messages = [*opening(history, said), Message("user", prompt), Message("assistant", answer)]
+    name, key = turns_field(row), asked_by(row)
+    text = row.get("text") if name is None and key is None else None
+    if name is not None:
+        messages = before(read_turns(row[name], row, name), row)
+    elif key is not None:
+        messages = [*asked(row, key), *_answer(row, key)]
+    elif isinstance(text, str) and (turns := spoken(text, row, "text")):
+        messages = before(turns, row)
+    elif isinstance(text, str) and text.strip():
+        raise BadRow("text without turns", "a text that is no dialogue is learned in a step of pre-training")
     else:
         raise unknown_shape(row)
-    return Dialogue(tuple(messages), source, where, category)
+    if not any(message.role == "assistant" for message in messages):
+        raise BadRow("no assistant turn")
+    own = text_of(row, "category") if key == "source" else ""
+    return Dialogue(tuple(messages), source, where, own.strip() or category, tools_of(row))
 
 
-def unknown_shape(row: dict[str, Any]) -> BadRow:
-    """The error for a row that has none of the keys by which a shape is known."""
-    keys = ", ".join(str(key)[:40] for key in list(row)[:8]) or "none"
-    return BadRow("unknown shape", f"keys found: {keys}")
+def turns_field(row: Values) -> str | None:
+    """The field that holds the turns of a dialogue: one of TURNS, or an answer in turns to which nothing is asked."""
+    name = first_of(row, TURNS)
+    given = name is not None and name in known_values(row)
+    if not given and asked_by(row) is None and is_turns(known_values(row).get("completion")):
+        return "completion"
+    return name if given or asked_by(row) is None else None
 
 
-def construct(row: dict[str, Any]) -> tuple[str, str, list[tuple[str, str]] | None, str | None]:
+def is_turns(value: Any) -> bool:
+    """Whether it is one turn or a list of turns, as far as its first element says."""
+    value = value[0] if isinstance(value, list) and value else value
+    return isinstance(value, dict) and bool({"role", "from"} & set(value))
+
+
+def asked_by(row: Values, null: bool = True) -> str | None:
+    """The field by which a request is known, one of ASKED; `null`: also one without a value. None where there is none."""
+    known = known_values(row)
+    turns = any(name in known for name in TURNS)
+    fields = [name for name in ASKED if name in row and not (name in VAGUE and turns)
+              and (name != "source" or "target" in row)]
+    return next((name for name in fields if name in known), fields[0] if fields and null else None)
+
+
+def asked(row: Values, key: str) -> list[Message]:
+    """The turns up to the question: the system's text, the history, the request. BadRow where there is none."""
+    name, *others = ASKED[key]
+    value = unpacked(known_values(row).get(name)) if name == "prompt" else known_values(row).get(name)
+    if not isinstance(value, list):
+        text = joined(row, name, *others)
+        return before(spoken_prompt(text, row, name) or [Message("user", text)], row)
+    if key == "source":
+        return before(_alternate(row), row)
+    if any(text_of(row, other).strip() for other in others):
+        raise BadRow("wrong type", f"“{name}” is a list of turns, to which no “{others[0]}” can be joined")
+    turns = read_turns(row[name], row, name)
+    if not turns:
+        raise BadRow("empty prompt")
+    return before(turns, row)
+
+
+def _alternate(row: Values) -> list[Message]:
+    """Of lists of sources and targets: the turns up to the last source."""
+    sources, targets = row["source"], row["target"]
+    if not isinstance(targets, list) or len(sources) != len(targets) or not sources or \
+            not all(isinstance(text, str) for text in [*sources, *targets]):
+        raise BadRow("wrong type", "“source” and “target” are no lists of equally many texts")
+    if not all(text.strip() for text in sources):
+        raise BadRow("empty prompt")
+    if not all(text.strip() for text in targets[:-1]):
+        raise BadRow("empty answer")
+    pairs = zip(sources, targets, strict=True)
+    return [message for source, target in pairs for message in (Message("user", source), Message("assistant", target))][:-1]
+
+
+def before(turns: list[Message], row: Values) -> list[Message]:
+    """The turns with what the row tells apart: the system's text, unless they have their own, and the history."""
+    own = turns[:1] if turns and turns[0].role == "system" else []
+    return [*(own or opening(None, system_of(row))), *opening(history_of(row), None), *turns[len(own):]]
+
+
+def system_of(row: Values) -> str:
+    """The system's text; "" where there is none."""
+    name = first_of(row, SYSTEMS)
+    return text_of(row, name) if name is not None else ""
+
+
+def construct(row: Values) -> tuple[str, str, list[tuple[str, str]] | None, str | None]:
     """(prompt, answer, history, system) of an alpaca row or a prompt/response row.
 
     The prompt is `instruction` and `input`, or `prompt` and `query`, joined by a line end where both are there; of
     several answers the first counts; history and system are None where they are absent or empty.
     """
-    first, second, answer = ("instruction", "input", "output") if "instruction" in row else (
-        "prompt", "query", "response")
-    return joined(row, first, second), _answer(row, answer), history_of(row), text_of(row, "system") or None
+    key = asked_by(row)
+    if key is None:
+        raise unknown_shape(row)
+    return joined(row, *ASKED[key]), _answer(row, key)[-1].content, history_of(row), system_of(row) or None
 
 
-def joined(row: dict[str, Any], *names: str) -> str:
-    """The texts of these fields with a line end between them, blank ones left out. BadRow where nothing is left."""
-    prompt = "\n".join(part for part in (text_of(row, name) for name in names) if part.strip())
-    if not prompt:
-        raise BadRow("empty prompt")
-    return prompt
-
-
-def text_of(row: dict[str, Any], name: str) -> str:
-    """The field's text; "" where it is absent or null."""
-    value = row.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise BadRow("wrong type", f"“{name}” is not a text but {kind_of(value)}")
-    return value
-
-
-def _answer(row: dict[str, Any], name: str) -> str:
-    if name not in row:
-        raise BadRow("no answer", f"the field “{name}” is missing")
+def _answer(row: Values, key: str) -> list[Message]:
+    """The answer to the request known by `key`, of several the first; of an answer in turns all of them."""
+    name = first_of(row, (*ANSWERED[key], *ANSWERS))
+    if name is None:
+        raise BadRow("no answer", f"the field “{ANSWERED[key][0]}” is missing")
     value = row[name]
+    if is_turns(value):
+        turns = read_turns(value if isinstance(value, list) else [value], row, name)
+        if turns and turns[-1].role != "assistant":
+            raise BadRow("the answer is not the assistant's")
+        return turns
     if isinstance(value, list):
         if not value:
             raise BadRow("empty answer")
-        value = value[0]
+        last = name == "target"  # the others are answers to earlier sources
+        if len(value) > 1 and not last:
+            not_read(row, f"{name}[1:]")
+        value = value[-1 if last else 0]
     if value is not None and not isinstance(value, str):
         raise BadRow("wrong type", f"“{name}” is not a text but {kind_of(value)}")
     if not value or not value.strip():
         raise BadRow("empty answer")
-    return value
-
-
-def history_of(row: dict[str, Any]) -> list[tuple[str, str]] | None:
-    """The earlier pairs of question and answer; None where there are none."""
-    value = row.get("history")
-    if not value and (value is None or isinstance(value, list | str)):
-        return None
-    if not isinstance(value, list):
-        raise BadRow("wrong type", f"“history” is not a list but {kind_of(value)}")
-    pairs = []
-    for pair in value:
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise BadRow("wrong type", "“history” holds something that is no pair of texts")
-        if not pair[0].strip() or not pair[1].strip():
-            raise BadRow("empty turn in the history")
-        pairs.append((pair[0], pair[1]))
-    return pairs
+    return [Message("assistant", value, thinking_of(row))]
 
 
 def opening(history: list[tuple[str, str]] | None, system: str | None) -> list[Message]:
@@ -130,60 +193,9 @@ def opening(history: list[tuple[str, str]] | None, system: str | None) -> list[M
     return messages
 
 
-def _learned(turns: Any, role_key: str, content_key: str) -> list[Message]:
-    """The turns of a dialogue that is trained on: it has an answer, and no answer a weight of its own."""
-    messages = read_turns(turns, role_key, content_key)
-    for number, turn in enumerate(turns, 1):
-        if ROLES[turn[role_key].strip().lower()] == "assistant" and \
-                any(turn.get(key, 1) != 1 for key in ("weight", "loss_weight")):
-            raise BadRow("weight on a turn", f"turn {number}: an answer is learned whole or not at all")
-    if not any(message.role == "assistant" for message in messages):
-        raise BadRow("no assistant turn")
-    return messages
-
-
-def read_turns(turns: Any, role_key: str, content_key: str) -> list[Message]:
-    """The messages of a list of objects; a blank system turn is left out, other blank ones are refused."""
-    if not isinstance(turns, list):
-        raise BadRow("wrong type", f"the turns are not a list but {kind_of(turns)}")
-    messages: list[Message] = []
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict):
-            raise BadRow("wrong type", f"turn {number} is not an object but {kind_of(turn)}")
-        role = turn.get(role_key)
-        if not isinstance(role, str):
-            raise BadRow("wrong type", f"turn {number} has no “{role_key}”")
-        known = ROLES.get(role.strip().lower())
-        if known is None:
-            raise BadRow("unknown role", f"“{role[:40]}”")
-        content = _content(turn.get(content_key), number)
-        if known == "system" and number > 1:
-            raise BadRow("system turn that is not the first")
-        if content.strip():
-            messages.append(Message(known, content))
-        elif known != "system":
-            raise BadRow("empty answer" if known == "assistant" else "empty prompt", f"turn {number}")
-    return messages
-
-
-def _content(value: Any, number: int) -> str:
-    """A text, or a list of parts `{"type": "text", "text" or "value": "…"}`."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise BadRow("wrong type", f"the content of turn {number} is not a text but {kind_of(value)}")
-    texts = []
-    for part in value:
-        text = (part.get("text", part.get("value")) if isinstance(part, dict) and part.get("type") == "text" else None)
-        if not isinstance(text, str):
-            raise BadRow("content that is no text", f"turn {number}")
-        texts.append(text)
-    return "".join(texts)
-
-
 def read_dialogues(path: str, base: Path, ledger: Ledger, *, category: str = "chat", strict: bool = False,
                    max_refused: float = MAX_REFUSED) -> Iterator[Dialogue]:
-    """The dialogues of a file, a folder, a glob or `package:NAME/path`, counted at the station `read:<path>`.
+    """The dialogues of what `path` names (`danlu.text.registry.find`), counted at the station `read:<path>`.
 
     Rows that come in are rows of the files in raw bytes (of YAML: turns); rows that go out are dialogues in bytes of
     their turns' text. Raises ConfigError if nothing is there, DataError at the first refused row (`strict`) or if more
@@ -200,40 +212,50 @@ class Rows(Generic[Record]):
     name           what people call the records
     convert        the record of (row, where, source, category); raises BadRow
     from_dialogue  the record of a conversation in YAML, of as many bytes; None: YAML is not read
+    suffixes       of further files that hold such rows
     """
 
     name: str
-    convert: Callable[[dict[str, Any], str, str, str], Record]
+    convert: Callable[[Row, str, str, str], Record]
     from_dialogue: Callable[[Dialogue], Record] | None = None
+    suffixes: tuple[str, ...] = ()
 
 
 def read_records(path: str, base: Path, gate: Gate, category: str, rows: Rows[Record]) -> Iterator[Record]:
-    """The records of a file, a folder, a glob or `package:NAME/path`, counted and refused at the gate."""
-    suffixes = DATA_SUFFIXES + (YAML_SUFFIXES if rows.from_dialogue else ())
-    for located in locate(path, base, suffixes):
-        suffix = located.path.suffix.lower()
-        if suffix in DATA_SUFFIXES:
-            yield from _read_data(located, gate, category, rows.convert)
-        elif suffix in suffixes and rows.from_dialogue:
-            yield from map(rows.from_dialogue, _read_yaml(located, gate, category))
-        else:
-            raise ConfigError(f"“{located.label}” is not a file of {rows.name}",
-                              hint=f"{rows.name.capitalize()} are read from {', '.join(suffixes)}.")
+    """The records of what `path` names (`danlu.text.registry.find`), counted and refused at the gate."""
+    suffixes = DATA_SUFFIXES + (YAML_SUFFIXES if rows.from_dialogue else ()) + rows.suffixes
+    found = find(path, base, suffixes)
+    yield from counted(_read_files(found, gate, category, rows, suffixes), found, gate)
     gate.finish()
 
 
-def _read_data(located: Located, gate: Gate, category: str,
-               convert: Callable[[dict[str, Any], str, str, str], Record]) -> Iterator[Record]:
+def _read_files(found: Found, gate: Gate, category: str, rows: Rows[Record], suffixes: tuple[str, ...]
+                ) -> Generator[Record, None, None]:
+    for located in found.files:
+        suffix = suffix_of(located.path)
+        if suffix in YAML_SUFFIXES and rows.from_dialogue:
+            yield from map(rows.from_dialogue, _read_yaml(located, gate, category))
+        elif suffix in suffixes:
+            yield from _read_data(located, found, gate, category, rows.convert)
+        else:
+            raise ConfigError(f"“{located.label}” is not a file of {rows.name}",
+                              hint=f"{rows.name.capitalize()} are read from {', '.join(suffixes)}.")
+
+
+def _read_data(located: Located, found: Found, gate: Gate, category: str,
+               convert: Callable[[Row, str, str, str], Record]) -> Iterator[Record]:
     for value in read_values(located, gate):
         if not isinstance(value.value, dict):
             kind = kind_of(value.value)
             refuse_value(gate, value, f"not an object but {kind}")
             continue
+        row = found.row(value.value)
         try:
-            record = convert(value.value, value.where, located.label, category)
+            record = convert(row, value.where, located.label, category)
         except BadRow as error:
             refuse_value(gate, value, error.reason, kind=error.kind)
             continue
+        gate.unread(row.unread())
         gate.give(record.num_bytes, value.bytes)
         yield record
 
@@ -245,26 +267,36 @@ def _read_yaml(located: Located, gate: Gate, category: str) -> Iterator[Dialogue
     if root is not None and not isinstance(conversations, SequenceNode):
         gate.take(rows=1)
         gate.refuse(f"{located.label}:1", "no list of “conversations”")
+    nodes = deque(conversations.value if isinstance(conversations, SequenceNode) else [])
     written = 0
-    for node in conversations.value if isinstance(conversations, SequenceNode) else []:
-        messages = _turns(node, located.label, gate)
-        if messages:
-            dialogue = Dialogue(tuple(messages), located.label, f"{located.label}:{node.start_mark.line + 1}", category)
-            written += dialogue.num_bytes
-            gate.station.give(rows=1, bytes=dialogue.num_bytes)
-            yield dialogue
-    if size > written:
-        gate.station.drop(MARKUP, bytes=size - written)
-    elif written > size:  # anchors: a text written once and used often
-        gate.station.add("repeated by anchors", bytes=written - size)
+    try:
+        while nodes:
+            node = nodes.popleft()
+            messages = _turns(node, located.label, gate)
+            if messages:
+                place = f"{located.label}:{node.start_mark.line + 1}"
+                dialogue = Dialogue(tuple(messages), located.label, place, category)
+                written += dialogue.num_bytes
+                gate.station.give(rows=1, bytes=dialogue.num_bytes)
+                yield dialogue
+    finally:  # also where no more is asked for
+        if nodes:
+            left = sum(len(node.value) if isinstance(node, SequenceNode) else 1 for node in nodes)
+            gate.station.take(rows=left)
+            gate.station.drop(BEHIND, rows=left)
+        if size > written:
+            gate.station.drop(BEHIND if nodes else MARKUP, bytes=size - written)
+        elif written > size:  # anchors: a text written once and used often
+            gate.station.add("repeated by anchors", bytes=written - size)
 
 
 def _compose(located: Located, gate: Gate) -> tuple[Node | None, int]:
     """The YAML as nodes, which know their lines and hold plain strings: nothing is constructed. (None, 0) if broken."""
     try:
-        raw = located.path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(located.path)) from error
+        with open_file(located.path) as file:
+            raw = file.read()
+    except UNREADABLE as error:
+        raise unreadable(located, error) from error
     gate.take(bytes=len(raw))
     reason, line = "not UTF-8", 1
     try:

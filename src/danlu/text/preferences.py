@@ -1,75 +1,82 @@
 """From rows, as people publish them, to Preferences and to Prompts, with a reason for every refused row.
 
     {"prompt": "…" or [{"role": "user", "content": "…"}], "chosen": …, "rejected": …, "system": "…", "history": […]}
-    {"conversations" or "messages": […], "chosen": …, "rejected": …}
+    {"conversations" or "messages": […], "chosen": …, "rejected": …, "tools": […]}
     {"instruction": "…", "input": "…", "chosen": …, "rejected": …}        or "output": ["chosen", "rejected"]
     {"question": "…", "response_chosen": "…", "response_rejected": "…"}
     {"prompt": "…", "query": "…", "response": ["chosen", "rejected"]}
+    {"instruction": "…", "output_1": "…", "output_2": "…", "preference": 1 to 2}
     {"chosen": …, "rejected": …}    two whole dialogues that differ in the last answer: messages, or one text of turns
                                     that begin with “Human:” and “Assistant:”
 
 An answer is a text, an object of one turn, or a list of one text or of turns, of which the last is the assistant's.
-What a reference model said of the two may stand beside them: `ref_chosen_logps` and `ref_rejected_logps`.
+What a reference model said of the two may stand beside them: `ref_chosen_logps` and `ref_rejected_logps`; and by how much
+the first is better: `margin`, or the scores of both, `score_chosen` and `score_rejected`.
 
 A Prompt needs no answers: any row of a dialogue gives one, which ends with the last question.
 """
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from danlu.core.ledger import Ledger
 from danlu.core.records import Dialogue, Message, Preference, Prompt
-from danlu.text.formats import BadRow, Rows, history_of, joined, opening, read_records, read_turns, text_of, unknown_shape
+from danlu.text.answers import answer_text, in_order, scores_of
+from danlu.text.fields import BadRow, Values, known_values, not_read, number_of, unknown_shape, unpacked
+from danlu.text.formats import Rows, asked, asked_by, before, read_records, turns_field
+from danlu.text.messages import read_turns, said, spoken, tools_of
 from danlu.text.rows import MAX_REFUSED, Gate, kind_of
 
 PAIRS = (("chosen", "rejected"), ("response_chosen", "response_rejected"))
-LISTS = ("response", "output")  # fields whose first two answers are a pair
-ANSWERS = ("answer", *LISTS)  # fields of the answer that is known to be right
+LISTS = ("response", "output", "responses", "answers")  # fields whose first two answers are a pair
+JUDGED = ("output_1", "output_2", "preference")  # two answers and a judge's number: 1 for the first, 2 for the second
+RIGHT = ("answer", "golden", "ground_truth", "solution", "completion", "response", "output", "target", "continuation")
 LOGPS = tuple((f"ref_{side}_logps", f"reference_{side}_logps") for side in ("chosen", "rejected"))
-_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
+LARGEST = 1e30  # numbers are kept as float32
+ENDS = ("user", "tool")  # whose turn a prompt ends with
 
 
-def to_preference(row: dict[str, Any], where: str, source: str, category: str = "preference") -> Preference:
+def to_preference(row: Values, where: str, source: str, category: str = "preference") -> Preference:
     """The preference of one row; `where` becomes its id. Raises BadRow where the row cannot be meant."""
     prompt = _prompt(row)
-    chosen, rejected = (_answered(value, name, whole=prompt is None) for name, value in _pair(row))
+    chosen, rejected = (_answered(value, row, name, whole=prompt is None) for name, value in _pair(row))
     if chosen[:-1] != rejected[:-1]:
         raise BadRow("the answers differ before the last turn")
     messages = _before(prompt or [], chosen[:-1])
     if not messages:
         raise BadRow("no prompt")
-    if messages[-1].role != "user":
+    if messages[-1].role not in ENDS:
         raise BadRow("the prompt does not end with the user's turn")
-    better, worse = chosen[-1].content, rejected[-1].content
+    better, worse = said(chosen[-1]), said(rejected[-1])
     if better.strip() == worse.strip():
         raise BadRow("chosen and rejected are equal")
-    return Preference(tuple(messages), better, worse, source, where, category, _logps(row))
+    return Preference(tuple(messages), better, worse, source, where, category, _logps(row), _margin(row), tools_of(row))
 
 
-def to_prompt(row: dict[str, Any], where: str, source: str, category: str = "prompt") -> Prompt:
-    """The prompt of one row, up to the user's last turn. Raises BadRow where there is none.
+def to_prompt(row: Values, where: str, source: str, category: str = "prompt") -> Prompt:
+    """The prompt of one row, up to the user's last turn or a tool's. Raises BadRow where there is none.
 
-    The answer is the field `answer`, `response` or `output`, or else the assistant's turn at the end; "" where neither is
-    there. It is never a part of the prompt.
+    The answer is the field `answer`, `golden`, …, `response` or `output`, or else the assistant's turn at the end, with
+    what it thought; "" where neither is there, or that turn calls a tool. It is never a part of the prompt.
     """
     turns = _prompt(row)
     if turns is None:
         raise unknown_shape(row)
-    answer = _known_answer(row)
+    answer = _right(row)
     if turns and turns[-1].role == "assistant":
-        answer = answer or turns[-1].content
-    while turns and turns[-1].role != "user":
+        answer = answer or ("" if turns[-1].tool_calls else said(turns[-1]))
+    while turns and turns[-1].role not in ENDS:
         turns.pop()
-    if not turns:
+    if not any(turn.role == "user" for turn in turns):
         raise BadRow("no prompt")
-    return Prompt(tuple(turns), answer, source, where, category)
+    return Prompt(tuple(turns), answer, source, where, category, tools_of(row))
 
 
 def read_preferences(path: str, base: Path, ledger: Ledger, *, category: str = "preference", strict: bool = False,
                      max_refused: float = MAX_REFUSED) -> Iterator[Preference]:
-    """The preferences of a file, a folder, a glob or `package:NAME/path`, counted at the station `read:<path>`.
+    """The preferences of what `path` names (`danlu.text.registry.find`), counted at the station `read:<path>`.
 
     Rows come in as raw bytes and go out as preferences in bytes of their turns and both answers. Raises ConfigError if
     nothing is there, DataError at the first refused row (`strict`) or if more than `max_refused` are refused.
@@ -80,7 +87,7 @@ def read_preferences(path: str, base: Path, ledger: Ledger, *, category: str = "
 
 def read_prompts(path: str, base: Path, ledger: Ledger, *, category: str = "prompt", strict: bool = False,
                  max_refused: float = MAX_REFUSED) -> Iterator[Prompt]:
-    """The prompts of a file, a folder, a glob or `package:NAME/path`, counted as `read_preferences` counts.
+    """The prompts of what `path` names (`danlu.text.registry.find`), counted as `read_preferences` counts.
 
     A conversation in YAML gives its last question, with the turns before it.
     """
@@ -93,37 +100,31 @@ def _last_question(dialogue: Dialogue) -> Prompt:
     return Prompt(tuple(messages), answer.content, dialogue.source, dialogue.id, dialogue.category)
 
 
-def _prompt(row: dict[str, Any]) -> list[Message] | None:
+def prompt_of(row: Values) -> list[Message]:
+    """The turns of a prompt to which the row has answers beside it. Raises BadRow where there is none."""
+    turns = _prompt(row)
+    if turns is None:
+        raise unknown_shape(row)
+    if turns[-1].role not in ENDS:
+        raise BadRow("the prompt does not end with the user's turn")
+    return turns
+
+
+def _prompt(row: Values) -> list[Message] | None:
     """The turns of the field that holds the prompt, after the system's text and the history; None: no such field.
 
     A prompt of its own goes before a list of turns: where both are there, the list is the dialogue with its answer.
     """
-    there = {name for name, value in row.items() if value is not None}
-    if "instruction" in there:
-        turns = [Message("user", joined(row, "instruction", "input"))]
-    elif isinstance(row.get("prompt"), list):
-        if text_of(row, "query").strip():
-            raise BadRow("wrong type", "“prompt” is a list of turns, to which no “query” can be joined")
-        turns = _turns(row["prompt"])
-    elif there & {"prompt", "query"}:
-        turns = [Message("user", joined(row, "prompt", "query"))]
-    elif "question" in there:
-        turns = [Message("user", joined(row, "question"))]
-    elif there & {"messages", "conversations"}:
-        turns = _turns(row["messages" if "messages" in there else "conversations"])
-    else:
+    key = asked_by(row, null=False)
+    if key is not None:
+        return asked(row, key)
+    name = turns_field(row)
+    if name is None or name not in known_values(row):
         return None
+    turns = read_turns(row[name], row, name)
     if not turns:
         raise BadRow("empty prompt")
-    system, history = text_of(row, "system"), history_of(row)
-    own, turns = _parted(turns)
-    return [*(own or opening(None, system)), *opening(history, None), *turns]
-
-
-def _turns(value: Any) -> list[Message]:
-    """Turns with the keys `from` and `value`, or else `role` and `content`."""
-    named = isinstance(value, list) and any(isinstance(turn, dict) and "from" in turn for turn in value)
-    return read_turns(value, *(("from", "value") if named else ("role", "content")))
+    return before(turns, row)
 
 
 def _parted(turns: list[Message]) -> tuple[list[Message], list[Message]]:
@@ -132,7 +133,7 @@ def _parted(turns: list[Message]) -> tuple[list[Message], list[Message]]:
     return turns[:count], turns[count:]
 
 
-def _pair(row: dict[str, Any]) -> list[tuple[str, Any]]:
+def _pair(row: Values) -> list[tuple[str, Any]]:
     """(field, value) of the better and of the worse answer."""
     for names in PAIRS:
         missing = [name for name in names if name not in row]
@@ -140,32 +141,52 @@ def _pair(row: dict[str, Any]) -> list[tuple[str, Any]]:
             raise BadRow("only one answer", f"the field “{missing[0]}” is missing")
         if not missing:
             return [(name, row[name]) for name in names]
+    if all(name in row for name in JUDGED):
+        return _judged(row)
     for name in LISTS:
         if name not in row:
             continue
-        value = row[name]
+        value = unpacked(row[name])
         if value is None or value == [] or (isinstance(value, str) and not value.strip()):
             raise BadRow("empty answer")
         if isinstance(value, str) or (isinstance(value, list) and len(value) == 1):
             raise BadRow("only one answer")
         if not isinstance(value, list):
             raise BadRow("wrong type", f"“{name}” is not a list but {kind_of(value)}")
+        scores = scores_of(row, name, value)
+        if scores is not None:
+            value = in_order(row, name, [answer_text(item, name) for item in value], scores)
+        if len(value) < 2:
+            raise BadRow("both answers are equally good")
+        if len(value) > 2:
+            not_read(row, f"{name}[2:]")
         return [(name, value[0]), (name, value[1])]
     raise unknown_shape(row)
 
 
-def _answered(value: Any, name: str, whole: bool) -> list[Message]:
+def _judged(row: Values) -> list[tuple[str, Any]]:
+    first, second, verdict = JUDGED
+    number = number_of(row, verdict)
+    if number is None or not 1 <= number <= 2:
+        raise BadRow("no preference", f"“{verdict}” is no number from 1 to 2")
+    if number == 1.5:
+        raise BadRow("both answers are equally good")
+    pair = [(first, row[first]), (second, row[second])]
+    return pair if number < 1.5 else pair[::-1]
+
+
+def _answered(value: Any, row: Values, name: str, whole: bool) -> list[Message]:
     """Turns of which the last is an answer. `whole`: a text may be a whole dialogue."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
         value = value[0]
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         raise BadRow("empty answer")
     if isinstance(value, str):
-        if not whole or not _SPEAKER.match(value.lstrip()):
+        turns = spoken(value, row, name) if whole else None
+        if turns is None:
             return [Message("assistant", value)]
-        turns = _spoken(value)
     elif isinstance(value, dict | list):
-        turns = _turns([value] if isinstance(value, dict) else value)
+        turns = read_turns([value] if isinstance(value, dict) else value, row, name)
     else:
         raise BadRow("wrong type", f"“{name}” is not a text but {kind_of(value)}")
     if not turns or turns[-1].role != "assistant":
@@ -173,58 +194,62 @@ def _answered(value: Any, name: str, whole: bool) -> list[Message]:
     return turns
 
 
-def _spoken(text: str) -> list[Message]:
-    """The turns of a text whose paragraphs begin with “Human:” or “Assistant:” where the speaker changes."""
-    _, *parts = _SPEAKER.split(text.strip())
-    turns = [{"role": role, "content": content.strip()} for role, content in zip(parts[::2], parts[1::2], strict=True)]
-    return read_turns(turns, "role", "content")
-
-
 def _before(prompt: list[Message], shared: list[Message]) -> list[Message]:
     """The prompt and the turns that both answers share before the last; these may repeat the prompt or go on from it."""
-    system, asked = _parted(prompt)
+    system, asks = _parted(prompt)
     own, turns = _parted(shared)
-    if turns[:len(asked)] == asked:
-        asked = []
+    if turns[:len(asks)] == asks:
+        asks = []
     elif turns and turns[0].role == "user":
         raise BadRow("the answers begin with another prompt")
-    return [*(own or system), *asked, *turns]
+    return [*(own or system), *asks, *turns]
 
 
-def _logps(row: dict[str, Any]) -> tuple[float, float] | None:
+def _logps(row: Values) -> tuple[float, float] | None:
     """What a reference model said of the chosen and of the rejected answer, where the row tells it."""
     found = []
     for names in LOGPS:
         for name in names:
-            value = row.get(name)
-            if value is None or value == "":  # an empty cell of a CSV
+            value = number_of(row, name)
+            if value is None:
                 continue
-            if isinstance(value, str):  # a cell of a CSV
-                value = _number(value, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise BadRow("wrong type", f"“{name}” is not a number but {kind_of(value)}")
-            if not abs(value) <= 1e30:  # it is kept as a float32
+            if not abs(value) <= LARGEST:
                 raise BadRow("log-probability that is not finite", f"“{name}”")
-            found.append(float(value))
+            found.append(value)
             break
     if len(found) == 1:
         raise BadRow("only one reference log-probability")
     return (found[0], found[1]) if found else None
 
 
-def _number(text: str, name: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise BadRow("wrong type", f"“{name}” is not a number but a string") from None
+def _margin(row: Values) -> float | None:
+    """By how much the chosen answer is better, where the row tells it: as a number, or as the scores of both."""
+    margin = number_of(row, "margin")
+    for better, worse in SCORES:
+        if margin is None and better in row and worse in row:
+            scores = number_of(row, better), number_of(row, worse)
+            margin = None if scores[0] is None or scores[1] is None else scores[0] - scores[1]
+    if margin is None:
+        return None
+    if not abs(margin) <= LARGEST:
+        raise BadRow("margin that is not finite")
+    if margin < 0:
+        raise BadRow("margin below zero", "the rejected answer would be the better one")
+    return margin
 
 
-def _known_answer(row: dict[str, Any]) -> str:
-    """The right answer, as far as it is a text; of several the first."""
-    for name in ANSWERS:
-        value = row.get(name)
-        if isinstance(value, list) and value:
-            value = value[0]
-        if isinstance(value, str) and value.strip():
-            return value
+def _right(row: Values) -> str:
+    """The right answer, as far as it is a text or a number; of several the first."""
+    inner = row.get("reward_model") if "reward_model" in row else None
+    for holder in (row, inner if isinstance(inner, dict) else {}):
+        for name in RIGHT:
+            if name not in holder:
+                continue
+            value = holder[name]
+            if isinstance(value, list) and value:
+                value = value[0]
+            if isinstance(value, str) and value.strip():
+                return value
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return str(value)
     return ""

@@ -1,9 +1,10 @@
 """Sources of running text: what a recipe's `sources:` name, read into Documents with every byte accounted for.
 
-A source is a file, a folder, a glob, `package:NAME/path` (files inside an installed package) or `docstrings:NAME,NAME`
-(the documentation in the packages' source). Plain text gives one document a file, paragraph or line; JSON, JSON lines
-and CSV give one document a row, or several where `field` is a path such as `data[].paragraphs[].context`; a JSON list
-of strings or an object of title → text works without `field`.
+A source is a file, a folder, a glob, `package:NAME/path` (files inside an installed package), a dataset's name
+(`danlu.text.registry`) or `docstrings:NAME,NAME` (the documentation in the packages' source). Plain text gives one
+document a file, paragraph or line; rows of JSON and of tables give one document each, their `text` or else their
+`prompt`, or several where `field` is a path such as `data[].paragraphs[].context`; a JSON list of strings or an object of
+title → text works without `field`.
 
     source = SourceConfig(path="texts/", category="en")
     for document in read_documents(source, base, ledger):
@@ -12,7 +13,8 @@ of strings or an object of title → text works without `field`.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ from danlu.core.ledger import Ledger
 from danlu.core.records import Document
 from danlu.text.corpus import read_corpus
 from danlu.text.docstrings import read_module
+from danlu.text.fields import first_of
 from danlu.text.files import (
     DATA_SUFFIXES,
     DOCSTRINGS,
@@ -31,14 +34,17 @@ from danlu.text.files import (
     TEXT_SUFFIXES,
     Located,
     docstring_names,
-    locate,
     modules,
     resolve,
+    suffix_of,
 )
+from danlu.text.lines import BEHIND
+from danlu.text.registry import Found, counted, find
 from danlu.text.rows import MAX_REFUSED, Gate, Line, Value, kind_of, read_lines, read_rows, read_values, refuse_value
 
 __all__ = ["SourceConfig", "group_of", "read_corpus", "read_documents", "read_rows", "resolve"]
 
+FIELDS = ("text", "prompt")  # where a row's text is, unless `field` says so
 MAX_DOCUMENT_BYTES = 1 << 28  # a document is held in memory several times over
 _FIELD = re.compile(r"[^.\[\]]+(\[\])?(\.[^.\[\]]+(\[\])?)*")
 
@@ -68,19 +74,24 @@ def read_documents(source: SourceConfig, base: Path, ledger: Ledger, strict: boo
     Rows that come in are lines, JSON values or modules, in raw bytes; rows that go out are documents, in bytes of text.
     Raises ConfigError if nothing is there, DataError at the first refused row (`strict`) or if too many are refused.
     """
-    gate = Gate(f"read:{source.path}", ledger, strict, source.max_refused)
+    gate = Gate(f"read:{source.path}", ledger, strict, source.max_refused, setting=True)
     if source.path.startswith(DOCSTRINGS):
         for name in docstring_names(source.path):
             for module, path in modules(name):
                 for text in read_module(module, path, gate):
                     yield Document(text.text, f"{DOCSTRINGS}{name}", text.id, source.category)
     else:
-        for located in locate(source.path, base, TEXT_SUFFIXES + DATA_SUFFIXES):
-            if located.path.suffix.lower() in DATA_SUFFIXES:
-                yield from _read_data(located, source, gate)
-            else:
-                yield from _read_text(located, source, gate)
+        found = find(source.path, base, TEXT_SUFFIXES + DATA_SUFFIXES)
+        yield from counted(_read_files(found, source, gate), found, gate)
     gate.finish()
+
+
+def _read_files(found: Found, source: SourceConfig, gate: Gate) -> Generator[Document, None, None]:
+    for located in found.files:
+        if suffix_of(located.path) in DATA_SUFFIXES:
+            yield from _read_data(located, found, source, gate)
+        else:
+            yield from _read_text(located, source, gate)
 
 
 def group_of(document: Document, group: str) -> str:
@@ -107,7 +118,11 @@ def _read_text(located: Located, source: SourceConfig, gate: Gate) -> Iterator[D
         whole = source.document == "file"
         blank = not whole and not line.text.strip()
         if lines and not whole and (blank or source.document == "line"):
-            yield _joined(lines, located, source, gate)
+            try:
+                yield _joined(lines, located, source, gate)
+            except GeneratorExit:  # no more is asked for, and this line was already read
+                gate.station.drop(BEHIND, rows=1, bytes=len(line.text.encode()))
+                raise
             lines, size = [], 0
         if blank:
             gate.station.drop("blank line", rows=1, bytes=len(line.text.encode()))
@@ -137,8 +152,8 @@ def _joined(lines: list[Line], located: Located, source: SourceConfig, gate: Gat
     return Document(text, located.label, place, source.category)
 
 
-def _read_data(located: Located, source: SourceConfig, gate: Gate) -> Iterator[Document]:
-    """JSON, JSON lines and CSV."""
+def _read_data(located: Located, found: Found, source: SourceConfig, gate: Gate) -> Iterator[Document]:
+    """Rows of JSON and of tables."""
     for value in read_values(located, gate):
         if isinstance(value.value, str) and source.field is None:
             gate.give(len(value.value.encode()), value.bytes)
@@ -146,7 +161,7 @@ def _read_data(located: Located, source: SourceConfig, gate: Gate) -> Iterator[D
         elif isinstance(value.value, dict) and value.whole and source.field is None and _has_titles(value.value):
             yield from _read_titles(value, located, source, gate)
         elif isinstance(value.value, dict):
-            yield from _read_fields(value, located, source, gate)
+            yield from _read_fields(replace(value, value=found.row(value.value)), located, source, gate)
         else:
             kind = kind_of(value.value)
             refuse_value(gate, value, f"not an object but {kind}")
@@ -180,7 +195,8 @@ def _read_fields(value: Value, located: Located, source: SourceConfig, gate: Gat
     """One row, whose texts are at `field`; a path through lists may give many."""
     texts: list[str] = []
     wrong: list[tuple[str, str]] = []
-    _dig(value.value, (source.field or "text").split("."), "", texts, wrong)
+    path = (source.field or first_of(value.value, FIELDS) or FIELDS[0]).split(".")
+    _dig(value.value, path, "", texts, wrong)
     if not texts and len(wrong) <= 1:
         if wrong:
             refuse_value(gate, value, wrong[0][1], kind="no text in the field")
@@ -190,6 +206,7 @@ def _read_fields(value: Value, located: Located, source: SourceConfig, gate: Gat
     gate.split("texts in one row", len(texts) + len(wrong) - 1)
     for place, reason in wrong:
         gate.refuse(f"{value.where} {place}", reason, kind="no text in the field")
+    gate.unread(value.value.unread())
     gate.give(sum(len(text.encode()) for text in texts), value.bytes, rows=len(texts))
     for number, text in enumerate(texts, 1):
         place = value.where if len(texts) == 1 else f"{value.where}#{number}"

@@ -1,10 +1,8 @@
-"""From bytes to lines and JSON values, with a place for each and a reason for everything that is refused.
+"""From files to rows: JSON in every dress, and tables, with a place for each row and a reason for everything refused.
 
-Lines are decoded one by one, so that one bad byte costs one line. JSON is recognised by its content, not by the file's
-name: a list, one object, one object a line, or objects after one another; a broken element of a list is refused alone
-and reading goes on at the next, and so it does after a line of CSV whose quotes do not match. A Gate does the counting:
-what is read goes in as raw bytes, what is refused is dropped and kept in the quarantine, and too many refusals end the
-reading.
+JSON is recognised by its content, not by the file's name: a list, one object, one object a line, or objects after one
+another; a broken element of a list is refused alone and reading goes on at the next. JSON lines, CSV, TSV, Parquet and
+Arrow are streamed; a JSON list is read whole. Files may be compressed (`danlu.text.lines`).
 
     gate = Gate("read:a.jsonl", ledger)
     for value in read_values(Located(path, "a.jsonl"), gate):
@@ -12,152 +10,49 @@ reading.
     gate.finish()
 """
 
-import csv
 import json
 import re
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from danlu.core.errors import DataError
-from danlu.core.ledger import EXCERPT, Ledger, Station
-from danlu.text.files import Located
+from danlu.core.ledger import EXCERPT
+from danlu.text.files import Located, suffix_of
+from danlu.text.lines import (
+    BOM,
+    MARKUP,
+    MAX_LINE_BYTES,
+    MAX_REFUSED,
+    UNREADABLE,
+    Gate,
+    Line,
+    Value,
+    is_unicode,
+    kind_of,
+    open_file,
+    read_lines,
+    refuse_value,
+    unreadable,
+)
+from danlu.text.tables import read_arrow_rows, read_csv, read_parquet_rows, read_tsv
 
-MAX_LINE_BYTES = 32 << 20  # a longer line is refused: it would be held in memory several times over
+__all__ = ["MARKUP", "MAX_REFUSED", "Gate", "Line", "Value", "kind_of", "read_lines", "read_rows", "read_values",
+           "refuse_value"]
+
 MAX_JSON_BYTES = 1 << 30  # a JSON file that is no JSON lines is read whole
-MAX_REFUSED = 0.2  # the share of refused rows at which a source is taken for something else than it claims
-MIN_ROWS = 20  # below this many rows a share says nothing
-READ_AGAIN = 10  # times the lines of a CSV file that are read again because of bad rows before them, at most
-NAMED = 3  # refused places that an error names
-BOM = b"\xef\xbb\xbf"
-MARKUP = "markup around the text"
-
-
-class Gate:
-    """The counter at one station: takes rows in, drops with reasons, and stops where too much is refused.
-
-    `strict`: the first refusal raises DataError. Else `finish` raises where more than `max_refused` of at least
-    MIN_ROWS rows were refused.
-    """
-
-    def __init__(self, name: str, ledger: Ledger, strict: bool = False, max_refused: float = MAX_REFUSED) -> None:
-        self.station: Station = ledger.station(name)
-        self.ledger = ledger
-        self.strict = strict
-        self.max_refused = max_refused
-        self.rows = 0
-        self.refused = 0
-        self.first: list[str] = []
-
-    def take(self, rows: int = 0, bytes: int = 0) -> None:
-        """What is read: rows and raw bytes."""
-        self.rows += rows
-        self.station.take(rows=rows, bytes=bytes)
-
-    def split(self, reason: str, rows: int) -> None:
-        """One row turns out to hold more: `rows` further ones are added."""
-        if rows:
-            self.rows += rows
-            self.station.add(reason, rows=rows)
-
-    def give(self, text_bytes: int, raw_bytes: int, rows: int = 1) -> None:
-        """Rows go on with `text_bytes`; the rest of their raw bytes was markup."""
-        self.station.give(rows=rows, bytes=text_bytes)
-        if raw_bytes > text_bytes:
-            self.station.drop(MARKUP, bytes=raw_bytes - text_bytes)
-        elif text_bytes > raw_bytes:
-            self.station.add("line ends between parts", bytes=text_bytes - raw_bytes)
-
-    def refuse(self, where: str, reason: str, excerpt: str = "", bytes: int = 0, rows: int = 1,
-               kind: str | None = None) -> None:
-        """Drops what cannot be used; `kind` is the form of the reason that is counted, where the reason has details."""
-        excerpt = excerpt[:EXCERPT].encode("utf-8", "replace").decode()
-        if self.strict:
-            raise DataError(reason, where=where, hint="strict: true makes the first bad row an error.")
-        self.station.drop(kind or reason, rows=rows, bytes=bytes)
-        self.ledger.quarantine(where, reason, excerpt)
-        self.refused += rows
-        if len(self.first) < NAMED:
-            self.first.append(f"{where}: {reason}")
-
-    def finish(self) -> None:
-        """Raises DataError if too many of the rows were refused."""
-        if self.rows >= MIN_ROWS and self.refused > self.max_refused * self.rows:
-            raise DataError(
-                f"{self.refused} of {self.rows} rows were refused, more than the {self.max_refused:.0%} allowed:\n  "
-                + "\n  ".join(self.first), where=self.station.name.removeprefix("read:"),
-                hint="Is it another format, or not UTF-8? max_refused allows a larger share.")
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A decoded line with its line end, its number from 1 and its raw length in bytes."""
-
-    number: int
-    text: str
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """One JSON value or CSV row; `bytes` is its raw length. `whole`: it is all there is in the file."""
-
-    where: str
-    value: Any
-    bytes: int
-    whole: bool = False
-
-
-def read_lines(located: Located, gate: Gate, errors: str = "strict") -> Iterator[Line]:
-    """The lines of a file. Each is taken as one row; a byte order mark, bad bytes and endless lines are dropped."""
-    number = 0
-    try:
-        with open(located.path, "rb") as file:
-            while raw := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                gate.take(rows=1, bytes=len(raw))
-                if len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
-                    rest = _skip_line(file)
-                    gate.take(bytes=rest)
-                    gate.refuse(f"{located.label}:{number}", f"a line of more than {MAX_LINE_BYTES} bytes",
-                                raw[:EXCERPT].decode("utf-8", "replace"), len(raw) + rest)
-                    continue
-                if number == 1 and raw.startswith(BOM):
-                    raw = raw[len(BOM):]
-                    gate.station.drop("byte order mark", bytes=len(BOM))
-                    if not raw:
-                        gate.station.drop("blank line", rows=1)
-                        continue
-                try:
-                    text = raw.decode("utf-8", errors)
-                except UnicodeDecodeError as error:
-                    gate.refuse(f"{located.label}:{number}", f"not UTF-8 (byte {error.start + 1} of the line)",
-                                raw[:EXCERPT].decode("utf-8", "replace"), len(raw), kind="not UTF-8")
-                    continue
-                yield Line(number, text, len(raw))
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(located.path)) from error
-
-
-def _skip_line(file: Any) -> int:
-    """Reads to the end of the line in bounded pieces; how many bytes that was."""
-    total = 0
-    while piece := file.readline(1 << 20):
-        total += len(piece)
-        if piece.endswith(b"\n"):
-            break
-    return total
+LOOKED_AT = 8  # lines by which JSON lines with a broken first one are told from JSON over many lines
+TABLES = {".csv": read_csv, ".tsv": read_tsv, ".txt": read_tsv, ".parquet": read_parquet_rows, ".arrow": read_arrow_rows}
 
 
 def read_values(located: Located, gate: Gate) -> Iterator[Value]:
-    """Every JSON value of a .json or .jsonl file or every row of a .csv; each is taken as one row with its raw bytes.
+    """Every JSON value of a file of JSON, or every row of a table; each is taken as one row with its raw bytes.
 
     The caller balances: for every value it calls `gate.give` or `gate.refuse` with the value's bytes.
     """
-    if located.path.suffix.lower() == ".csv":
-        yield from _read_csv(located, gate)
+    table = TABLES.get(suffix_of(located.path))
+    if table is not None:
+        yield from table(located, gate)
         return
     shape = _shape(located)
     if shape == "lines":
@@ -167,7 +62,7 @@ def read_values(located: Located, gate: Gate) -> Iterator[Value]:
 
 
 def read_rows(path: Path, gate: Gate, label: str | None = None) -> Iterator[tuple[str, dict]]:
-    """(“file:line”, row) for every object of a .jsonl, .json or .csv file; anything else is refused.
+    """(“file:line”, row) for every object of a file of JSON, or row of a table; anything else is refused.
 
     The station balances in raw bytes: a row goes out with the bytes it came in with.
     """
@@ -179,39 +74,39 @@ def read_rows(path: Path, gate: Gate, label: str | None = None) -> Iterator[tupl
             refuse_value(gate, value, f"not an object but {kind_of(value.value)}")
 
 
-def refuse_value(gate: Gate, value: Value, reason: str, kind: str | None = None) -> None:
-    """Refuses a whole value, with the beginning of its JSON as the excerpt."""
-    gate.refuse(value.where, reason, json.dumps(value.value, ensure_ascii=False), value.bytes, kind=kind)
-
-
-def kind_of(value: object) -> str:
-    """A JSON value's type in words."""
-    if isinstance(value, bool):
-        return "a truth value"
-    names = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number"}
-    return names.get(type(value), "nothing" if value is None else type(value).__name__)
-
-
 def _shape(located: Located) -> str:
     """"lines", "list" (elements in brackets, or objects after one another) or "object"."""
     try:
-        with open(located.path, "rb") as file:
+        with open_file(located.path) as file:
             first = file.readline(MAX_LINE_BYTES).removeprefix(BOM).strip()
             while not first and (line := file.readline(MAX_LINE_BYTES)):
                 first = line.strip()
-            rest = file.read(1 << 10).strip()
-            size = located.path.stat().st_size
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(located.path)) from error
-    if first.startswith(b"["):
-        return "list"
-    if not first.startswith(b"{"):
-        return "lines"
-    if _loads(first) is not None:
-        return "object" if not rest and located.path.suffix.lower() == ".json" else "lines"
-    if size <= MAX_JSON_BYTES and _loads(located.path.read_bytes().removeprefix(BOM)) is not None:
+            if first.startswith(b"["):
+                return "list"
+            if not first.startswith(b"{"):
+                return "lines"
+            whole = _loads(first) is not None
+            following = [line for _ in range(LOOKED_AT) if (line := file.readline(MAX_LINE_BYTES).strip())]
+    except UNREADABLE as error:
+        raise unreadable(located, error) from error
+    if whole:
+        return "object" if not following and suffix_of(located.path) == ".json" else "lines"
+    if any(line.startswith(b"{") and _loads(line) is not None for line in following):
+        return "lines"  # of which the first is broken: a file of any size
+    data = _read_whole(located)
+    if data is not None and _loads(data.removeprefix(BOM)) is not None:
         return "object"
     return "list" if first == b"{" else "lines"
+
+
+def _read_whole(located: Located) -> bytes | None:
+    """The file's bytes, or None where they are more than MAX_JSON_BYTES."""
+    try:
+        with open_file(located.path) as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+    except UNREADABLE as error:
+        raise unreadable(located, error) from error
+    return data if len(data) <= MAX_JSON_BYTES else None
 
 
 def _loads(data: bytes) -> Any:
@@ -233,20 +128,17 @@ def _read_json_lines(located: Located, gate: Gate) -> Iterator[Value]:
         except (ValueError, RecursionError) as error:
             gate.refuse(where, f"bad JSON: {_why(error)}", line.text, line.bytes, kind="bad JSON")
             continue
-        if "\\u" in line.text and not _is_unicode(value):
+        if "\\u" in line.text and not is_unicode(value):
             gate.refuse(where, "half of a surrogate pair", line.text, line.bytes)
             continue
         yield Value(where, value, line.bytes)
 
 
 def _read_json_whole(located: Located, gate: Gate, shape: str) -> Iterator[Value]:
-    try:
-        if located.path.stat().st_size > MAX_JSON_BYTES:
-            raise DataError(f"has more than {MAX_JSON_BYTES} bytes as one JSON value", where=located.label,
-                            hint="Write it as JSON lines, one object a line.")
-        data = located.path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(located.path)) from error
+    data = _read_whole(located)
+    if data is None:
+        raise DataError(f"has more than {MAX_JSON_BYTES} bytes as one JSON value", where=located.label,
+                        hint="Write it as JSON lines, one object a line.")
     if data.startswith(BOM):
         gate.take(bytes=len(BOM))
         gate.station.drop("byte order mark", bytes=len(BOM))
@@ -257,7 +149,7 @@ def _read_json_whole(located: Located, gate: Gate, shape: str) -> Iterator[Value
         return
     value = json.loads(text)
     gate.take(rows=1, bytes=len(data))
-    if _is_unicode(value):
+    if is_unicode(value):
         yield Value(f"{located.label}:1", value, len(data), whole=True)
     else:
         gate.refuse(f"{located.label}:1", "not UTF-8", text, len(data))
@@ -289,7 +181,7 @@ def _read_elements(text: str, label: str, gate: Gate) -> Iterator[Value]:
         value: Any = None
         try:
             value, end = decoder.raw_decode(text, begin)
-            reason = "" if _is_unicode(value) else "not UTF-8"
+            reason = "" if is_unicode(value) else "not UTF-8"
         except (ValueError, RecursionError) as error:
             end, reason = _end_of(_NEXT_OBJECT, text, begin), f"bad JSON: {_why(error)}"
             end = _after_last(text, begin) if end == begin else end
@@ -323,109 +215,5 @@ def _markup(gate: Gate, text: str) -> None:
         gate.station.drop(MARKUP, bytes=size)
 
 
-def _is_unicode(value: object) -> bool:
-    """False where a string holds half a surrogate pair: a bad byte let through, or a broken escape in the JSON."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _why(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-class _CsvLines:
-    """The lines under csv.reader: which of them make up the row that is being read, and how to go back to them."""
-
-    def __init__(self, lines: Iterator[Line]) -> None:
-        self.lines = lines
-        self.ahead: deque[Line] = deque()  # lines that are read again
-        self.row: list[Line] = []
-        self.num_bytes = self.num_read = self.num_again = 0
-
-    def __iter__(self) -> "_CsvLines":
-        return self
-
-    def __next__(self) -> str:
-        if self.ahead:
-            line = self.ahead.popleft()
-        else:
-            line = next(self.lines)
-            self.num_read += 1
-        self.row.append(line)
-        self.num_bytes += line.bytes
-        if self.num_bytes > MAX_LINE_BYTES and len(self.row) > 1:  # an open quote would collect the file in memory
-            raise csv.Error(f"a row of more than {MAX_LINE_BYTES} bytes")
-        return line.text
-
-    def take_row(self) -> list[Line]:
-        """The lines since the last call."""
-        row, self.row, self.num_bytes = self.row, [], 0
-        return row
-
-    def give_back(self, lines: list[Line]) -> bool:
-        """Has these lines read again. False where so many were already that the work could grow with their square."""
-        if self.num_again + len(lines) > READ_AGAIN * self.num_read:
-            return False
-        self.num_again += len(lines)
-        self.ahead.extendleft(reversed(lines))
-        return True
-
-
-def _read_csv(located: Located, gate: Gate) -> Iterator[Value]:
-    """Rows of a comma-separated file whose first row names the columns.
-
-    A quote that is never closed, or closed in the wrong place, costs its own line: the lines that it swallowed are read
-    again. Raises DataError where the names of the columns cannot be read.
-    """
-    csv.field_size_limit(MAX_LINE_BYTES)
-    lines = _CsvLines(read_lines(located, gate, errors="surrogateescape"))
-    reader = csv.reader(lines, strict=True)
-    header: list[str] | None = None
-    after_bad = False  # nothing since the last bad row was accepted
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            if header is None:
-                raise DataError(f"the column names cannot be read: {error}", where=f"{located.label}:{lines.row[0].number}",
-                                hint="The first row has to name the columns, separated by commas.") from None
-            _refuse_csv(lines, error, located.label, gate)
-            after_bad = True
-            continue
-        row = lines.take_row()
-        where, size = f"{located.label}:{row[0].number}", sum(line.bytes for line in row)
-        if len(row) > 1:
-            gate.rows -= len(row) - 1
-            gate.station.drop("lines of one row", rows=len(row) - 1)
-        if not cells:
-            gate.station.drop("blank line", rows=1, bytes=size)
-        elif header is None:
-            if not _is_unicode(cells):
-                raise DataError("the column names are not UTF-8", where=where, hint="Save the file as UTF-8.")
-            header = cells
-            gate.station.drop("column names", rows=1, bytes=size)
-        elif after_bad and sum(line.text.count('"') for line in row) % 2:
-            # rather the end of a cell of many lines, whose beginning was refused, than a row of its own
-            gate.refuse(where, "bad CSV: a stray quote after a bad row", ",".join(cells), size, kind="bad CSV")
-        elif len(cells) != len(header):
-            gate.refuse(where, f"{len(cells)} cells in a row of {len(header)} columns", ",".join(cells), size,
-                        kind="another number of cells than columns")
-        elif not _is_unicode(cells):
-            gate.refuse(where, "not UTF-8", ",".join(cells), size)
-        else:
-            after_bad = False
-            yield Value(where, dict(zip(header, cells, strict=True)), size)
-
-
-def _refuse_csv(lines: _CsvLines, error: csv.Error, label: str, gate: Gate) -> None:
-    """Refuses the first line of a bad row and has the others read again; all of them where that was done too often."""
-    first, *others = lines.take_row()
-    reason = f"bad CSV: {error}" + (f" ({len(others)} lines further on)" if others else "")
-    refused = [first] if lines.give_back(others) else [first, *others]
-    gate.refuse(f"{label}:{first.number}", reason, first.text, sum(line.bytes for line in refused), rows=len(refused),
-                kind="bad CSV")

@@ -1,0 +1,68 @@
+"""Several answers to one prompt, in an order: rows to Rankings, and Rankings to the pairs that they are made of.
+
+    {"prompt": "…", "responses": ["the best", "…", "the worst"]}
+    {"prompt": "…", "responses": ["…", "…"], "scores": [3.5, 4.0]}               more is better; or "ranks": less is
+    {"prompt": "…", "answers": [{"answer": "…", "rank": 1}, {"answer": "…", "rank": 2}]}
+    {"prompt": "…", "chosen": …, "rejected": …}                                  any preference: a ranking of two
+
+The prompt is whatever `danlu.text.preferences` reads as one. Of answers that are equally good, or equal, the first is
+kept.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import combinations
+from pathlib import Path
+
+from danlu.core.ledger import Ledger
+from danlu.core.records import Preference, Ranking
+from danlu.text.answers import answer_text, in_order, scores_of
+from danlu.text.fields import BadRow, Values, known_values, unpacked
+from danlu.text.formats import Rows, read_records
+from danlu.text.messages import tools_of
+from danlu.text.preferences import PAIRS, prompt_of, to_preference
+from danlu.text.rows import MAX_REFUSED, Gate
+
+LISTS = ("responses", "answers", "completions", "response", "output", "outputs")
+
+
+def to_ranking(row: Values, where: str, source: str, category: str = "preference") -> Ranking:
+    """The ranking of one row; `where` becomes its id. Raises BadRow where the row cannot be meant."""
+    known = known_values(row)
+    if any(name in row for pair in PAIRS for name in pair) or "output_1" in row:
+        pair = to_preference(row, where, source, category)
+        return Ranking(pair.messages, (pair.chosen, pair.rejected), source, where, category, pair.tools)
+    name = next((name for name in LISTS if name in known), None)
+    messages = prompt_of(row)
+    if name is None:
+        raise BadRow("only one answer", "there is no list of answers")
+    listed = unpacked(row[name])
+    if not isinstance(listed, list):
+        raise BadRow("only one answer")
+    answers = in_order(row, name, [answer_text(item, name) for item in listed], scores_of(row, name, listed))
+    if len(answers) < 2:
+        raise BadRow("only one answer")
+    return Ranking(tuple(messages), tuple(answers), source, where, category, tools_of(row))
+
+
+def read_rankings(path: str, base: Path, ledger: Ledger, *, category: str = "preference", strict: bool = False,
+                  max_refused: float = MAX_REFUSED) -> Iterator[Ranking]:
+    """The rankings of what `path` names, counted and refused as `read_preferences` counts and refuses."""
+    gate = Gate(f"read:{path}", ledger, strict, max_refused)
+    yield from read_records(path, base, gate, category, Rows("rankings", to_ranking))
+
+
+def pairs_of(ranking: Ranking) -> list[Preference]:
+    """Every pair of a better and a worse answer: n (n - 1) / 2 of n answers, the best first."""
+    return [Preference(ranking.messages, better, worse, ranking.source, ranking.id, ranking.category, tools=ranking.tools)
+            for better, worse in combinations(ranking.answers, 2)]
+
+
+def as_pairs(rankings: Iterable[Ranking], ledger: Ledger, name: str) -> Iterator[Preference]:
+    """All pairs of all rankings, counted at the station `pairs:<name>`."""
+    station = ledger.station(f"pairs:{name}")
+    for ranking in rankings:
+        pairs, came = pairs_of(ranking), ranking.num_bytes
+        station.take(rows=1, bytes=came)
+        station.add("pairs of one ranking", rows=len(pairs) - 1, bytes=sum(pair.num_bytes for pair in pairs) - came)
+        station.give(rows=len(pairs), bytes=sum(pair.num_bytes for pair in pairs))
+        yield from pairs
