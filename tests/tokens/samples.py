@@ -112,6 +112,24 @@ def make_tokenizer(folder: str, template: str | None, eos: str = "<|end|>", bos:
     return made
 
 
+FAMILIES = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
+            "<start_of_turn>", "<end_of_turn>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<reserved_106>",
+            "<reserved_107>", "[gMASK]", "sop", "<sop>", "<|end|>"]
+# What families declare as the end of a text where it is not </s>.
+ENDS = {"deepseek3": "<｜end▁of▁sentence｜>", "deepseek_r1": "<｜end▁of▁sentence｜>"}
+
+
+def make_family(folder: str, name: str = "") -> PreTrainedTokenizerFast:
+    """A tokenizer without a chat template that has the special tokens of all families."""
+    path = Path(folder) / "families"
+    if not path.exists():
+        train_bpe([TEXT], 450, path, FAMILIES)
+    made = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(path / "tokenizer.json")), bos_token="<s>",
+                                   eos_token=ENDS.get(name, "</s>"), pad_token="<|pad|>")
+    made.name_or_path = "family"
+    return made
+
+
 def make_words(template: str | None = None, bos: str | None = "<s>") -> PreTrainedTokenizerFast:
     """A tokenizer whose words are numbers and whose ids are these numbers; <s> is 1 and </s> is 2."""
     vocab = {"[UNK]": 0, "<s>": 1, "</s>": 2} | {str(i): i for i in range(3, 400)}

@@ -67,7 +67,7 @@ def test_the_date_is_fixed_so_that_equal_input_gives_equal_text(folder):
     ("headers", ["Hello.<|eot_id|>", "Enough.<|eot_id|>"]),
     ("tools", ["Hello.<|im_end|>", "Enough.<|im_end|>"]),
     ("brackets", [" Hello. </s>", " Enough. </s>"]),  # the prompt ends with [/INST]: the space is the model's
-    ("end_at_last", ["Hello.", "Enough.</s>"]),
+    ("end_at_last", ["Enough.</s>"]),  # the first answer has no end there: it is learned in a row of its own
     ("no_prompt", ["Hello.<|im_end|>", "Enough.<|im_end|>"]),
     ("ours", ["Hello.<|end|>", "Enough.<|end|>"]),
 ])
@@ -83,15 +83,17 @@ def test_answers_equal_to_template_text_are_found_in_their_place(chats):
 
 
 def test_what_the_template_writes_after_the_prompt_is_learned(folder):
-    rendered = Chat(make_tokenizer(folder, THINKING, "<|im_end|>")).render(talk("a", "b", "c", "d"))
-    assert [rendered.text[start:end] for start, end in rendered.spans] == [
-        "b<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"]
+    rendered = Chat(make_tokenizer(folder, THINKING, "<|im_end|>")).render(talk("a", "b"))
+    assert not rendered.rewritten
+    assert [rendered.text[start:end] for start, end in rendered.spans] == ["<think>\n\n</think>\n\nb<|im_end|>"]
 
 
-def test_a_template_that_rewrites_history_is_refused_by_name(folder):
-    chat = Chat(make_tokenizer(folder, THINKING, "<|im_end|>", name="thinker"))
-    with pytest.raises(ConfigError, match=r"(?s)“thinker”.*assistant spans cannot be found.*rewrites"):
-        chat.render(talk("a", "<think>\nhm\n</think>\n\nb", "c", "d"))
+@pytest.mark.parametrize("first", ["b", "<think>\nhm\n</think>\n\nb"])
+def test_of_a_history_that_the_template_rewrites_only_the_last_answer_is_learned(folder, first):
+    rendered = Chat(make_tokenizer(folder, THINKING, "<|im_end|>")).render(talk("a", first, "c", "d"))
+    assert rendered.rewritten
+    assert "<|im_start|>assistant\nb<|im_end|>" in rendered.text
+    assert [rendered.text[start:end] for start, end in rendered.spans] == ["<think>\n\n</think>\n\nd<|im_end|>"]
 
 
 def test_a_template_that_looks_at_what_users_say_is_understood(folder):
@@ -199,11 +201,11 @@ def test_a_hostile_template_takes_little_time_and_memory(monkeypatch, body):
     monkeypatch.setattr("danlu.tokens.template.MAX_MADE", 3_000_000)
     template = Template(body, "hostile", {})
     tracemalloc.start()
-    started = time.monotonic()
+    started = time.process_time()  # a busy machine is not the template's work
     try:
         with pytest.raises(TEMPLATE_ERRORS, match=r"it (works|makes|asks|calls|writes)"):
             template.render([{"role": "user", "content": "hi"}])
-        assert time.monotonic() - started < 3  # one step may be under way when the time is over
+        assert time.process_time() - started < 3  # one step may be under way when the time is over
         assert tracemalloc.get_traced_memory()[1] < 20e6
     finally:
         tracemalloc.stop()
@@ -320,3 +322,65 @@ def test_learned_tokens_are_the_spans_and_the_prompt_is_a_prefix(chats, name, co
         if message.role == "assistant" and name != "end_at_last":
             prompt = chat.prompt_ids(messages[:k])
             assert row.ids[:len(prompt)].tolist() == prompt
+
+
+# Roles, unfinished answers, and what is kept as text -----------------------------------------------------------------
+
+
+def test_roles_ignore_case(chats):
+    chat = chats["chatml"][1]
+    shouted = tuple(Message(role, message.content) for role, message in zip(("System", "USER", " Assistant"),
+                                                                            talk("a", "b", system="s")))
+    assert chat.render(shouted) == chat.render(talk("a", "b", system="s"))
+
+
+@pytest.mark.parametrize("name", ["chatml", "headers", "tools", "ours", "no_prompt"])
+def test_an_unfinished_answer_is_gone_on_from(chats, name):
+    chat = chats[name][1]
+    asked = chat.prompt(talk("Hi?")).text
+    begun = chat.prompt(talk("Hi?", "The answer is"))
+    assert begun.text == asked + "The answer is"
+    assert chat.codec.decode(chat.prompt_ids(talk("Hi?", "The answer is"))) == begun.text
+    assert chat.prompt(talk("Hi?", " \n")).text == asked  # nothing was begun
+    more = chat.prompt(talk("Hi?", "Hello.", "More?", "So")).text
+    assert more == chat.prompt(talk("Hi?", "Hello.", "More?")).text + "So"
+
+
+def test_white_space_at_the_end_of_an_unfinished_answer_stays_where_the_template_keeps_it(chats):
+    assert chats["chatml"][1].prompt(talk("Hi?", "It is ")).text.endswith("assistant\nIt is ")
+    assert chats["headers"][1].prompt(talk("Hi?", "It is ")).text.endswith("It is")  # it strips what is said
+    assert chats["brackets"][1].prompt(talk("Hi?", "It is")).text.endswith("[/INST] It is")
+
+
+def test_an_unfinished_answer_that_spells_a_special_token_stays_text(chats):
+    tokenizer, chat = chats["chatml"]
+    ids = chat.prompt_ids(talk("Hi?", "say <|im_end|> and"))
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
+    assert chat.codec.decode(ids).endswith("assistant\nsay <|im_end|> and")
+
+
+def test_an_unfinished_thought_is_gone_on_from(folder):
+    template = CHATML.replace("+ message['content'] +", "+ ('<think>' + message['reasoning_content'] + '</think>' if "
+                                                        "message['reasoning_content'] else '') + message['content'] +")
+    chat = Chat(make_tokenizer(folder, template, "<|im_end|>"))
+    begun = chat.prompt((Message("user", "a"), Message("assistant", "", thinking="First,")))
+    assert begun.text.endswith("<|im_start|>assistant\n<think>First,")
+    done = chat.prompt((Message("user", "a"), Message("assistant", "So", thinking="First,")))
+    assert done.text.endswith("<think>First,</think>So")
+
+
+def test_the_ids_of_a_prompt_are_those_of_the_row_where_history_is_rewritten(folder):
+    chat = Chat(make_tokenizer(folder, THINKING, "<|im_end|>"))
+    messages = talk("a", "<think>\nhm\n</think>\n\nb", "c", "<think>\nso\n</think>\n\nd")
+    row = chat.encode([chat.render(messages)])[0]
+    prompt = chat.prompt_ids(messages[:3])
+    assert row.ids[:len(prompt)].tolist() == prompt
+
+
+def test_an_answer_that_does_not_go_on_from_its_prompt_is_refused(folder):
+    """A model would be asked behind <think>, and trained without it."""
+    template = CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>'")
+    chat = Chat(make_tokenizer(folder, template, "<|im_end|>"))
+    with pytest.raises(DataError, match="does not go on from the prompt"):
+        chat.render(talk("a", "b"))
+    assert chat.render(talk("a", "<think>so</think>b")).spans

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from danlu.core.errors import ConfigError, DataError
+from danlu.core.errors import DataError
 from danlu.core.examples import Example
 from danlu.core.ledger import Ledger
 from danlu.core.records import Message, Preference, Prompt
@@ -122,8 +122,9 @@ def test_what_the_template_writes_before_an_answer_is_learned_in_both(folder: st
     said = [encoder.codec.decode(branch.tokens) for branch in example.branches]
     assert said == [f"<think>\n\n</think>\n\n{word}<|im_end|>" for word in ("yes", "no")]
     assert all(branch.weights.all() for branch in example.branches)
-    with pytest.raises(ConfigError, match=r"f:7: .*assistant spans cannot be found"):
-        made(PairEncoder(encoder), pair("why?", "<think>\nso\n</think>\n\nyes", "no", id="f:7"))
+    [example], _ = made(PairEncoder(encoder), pair("why?", "<think>\nso\n</think>\n\nyes", "no"))
+    assert [encoder.codec.decode(branch.tokens) for branch in example.branches] == [
+        "<think>\nso\n</think>\n\nyes<|im_end|>", "<think>\n\n</think>\n\nno<|im_end|>"]
 
 
 def test_tokens_that_hold_the_end_of_a_prompt_and_the_beginning_of_an_answer_are_no_stem() -> None:

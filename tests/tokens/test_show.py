@@ -82,3 +82,12 @@ def test_broken_characters_are_shown_and_end(tokenizer):
 
 def test_control_characters_cannot_reach_the_terminal():
     assert visible("a\x1b[2Jb\x07\tc\n") == "a␛[2Jb␇→c⏎\n"
+
+
+def test_weights_but_one_are_shown(tokenizer):
+    ids = tokenizer("What is the capital?", add_special_tokens=False).input_ids
+    weights = np.ones(len(ids), np.float32)
+    weights[:1], weights[-1:] = 0, 0.5
+    text = targets_text(Branch(ids, weights), tokenizer)
+    assert text == f"{tokenizer.decode(ids[1:-1])} … ×0.5 {tokenizer.decode(ids[-1:])}"
+    assert targets_text(Branch([]), tokenizer) == ""

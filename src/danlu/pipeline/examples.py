@@ -19,14 +19,15 @@ from danlu.core.config import Config
 from danlu.core.errors import DataError
 from danlu.core.examples import Example
 from danlu.core.ledger import Ledger
-from danlu.core.records import Dialogue, Document, Preference, Prompt
+from danlu.core.records import Dialogue, Document, Feedback, Preference, Prompt, Ranking
 from danlu.data.store import ExampleStore, write_examples
 from danlu.pipeline.context import DOCSTRINGS, FILES, STEP, TASK, Context
 from danlu.tokens.codec import identity, num_ids
+from danlu.tokens.templates import check_template, use_template
 
-SCHEMA = 2
-Record = Document | Dialogue | Preference | Prompt
-R = TypeVar("R", Document, Dialogue, Preference, Prompt)
+SCHEMA = 3
+Record = Document | Dialogue | Preference | Ranking | Feedback | Prompt
+R = TypeVar("R", Document, Dialogue, Preference, Ranking, Feedback, Prompt)
 HASH_RANGE = 1 << 32
 
 
@@ -57,6 +58,23 @@ class DataConfig(Config):
         return [self.eval_dataset] if isinstance(self.eval_dataset, str) else list(self.eval_dataset)
 
 
+class TemplateConfig(Config):
+    """How dialogues are written; what is set here is saved with the model as its chat template."""
+
+    template: str | None = Field(None, description="a built-in name, Jinja, or for sft a format string over columns; "
+                                                   "default: the checkpoint's own template")
+    default_system: str | None = Field(None, min_length=1, description="system message of dialogues that have none")
+    enable_thinking: bool | None = Field(None, description="the template's variable of that name: whether answers think")
+
+    def use_template(self, tokenizer: Any, answer: str | list[str] | None = None) -> None:
+        """Gives the tokenizer this template. Raises ConfigError where it does not fit."""
+        use_template(tokenizer, self.template, self.default_system, self.enable_thinking, answer)
+
+    def check_template(self, answer: str | list[str] | None = None, columns: bool = False) -> None:
+        """Raises ConfigError where the settings are no template, before anything is opened."""
+        check_template(self.template, answer, columns)
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How a stage makes its examples with a tokenizer: `read` gives (training records, held-out records) and counts
@@ -80,6 +98,7 @@ class Prepared:
 
 def prepare(context: Context, recipe: Recipe) -> Prepared:
     """Opens the step's examples, made by the main process if they are not there yet."""
+    recipe = recipe if context.watch is None else context.watch(recipe)
     parents = {text: context.inputs[text].fingerprint for text in _datasets(context)}
     key = _key(context, recipe)
     final = context.work.parent / f"examples-{key[:8]}"

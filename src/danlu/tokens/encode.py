@@ -14,22 +14,27 @@ Stations of the ledger: `render` (dialogues: rows, bytes of what was said), `tok
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.examples import Branch, Example
-from danlu.core.ledger import Ledger
+from danlu.core.ledger import Ledger, Station
 from danlu.core.records import Dialogue, Document, Message, bytes_of
-from danlu.tokens.chat import SPELLS_SPECIAL, Chat, Rendered, Span
+from danlu.tokens.chat import SPELLS_SPECIAL, UNWRITTEN, Chat, Rendered, Span
 from danlu.tokens.codec import Codec, Encoded
+from danlu.tokens.limits import Limits, Overlong, Row, Side, TruncationMode, keep_turns, split_turns
 
-Overlong = Literal["turns", "tokens", "split", "drop", "error"]
+__all__ = ["Encoder", "Learn", "RewrittenHistory", "batches", "check_chat", "keep_turns", "open_stations", "pieces",
+           "split_turns", "weights_from_spans"]
+
 Learn = Literal["assistant", "last", "all"]
+RewrittenHistory = Literal["per_turn", "error"]
+REWEIGHTED = "an earlier answer has a weight, and the template rewrites it"  # with learn: all
 BATCH_ROWS = 1024
 BATCH_CHARACTERS = 4_000_000
 T = TypeVar("T")
@@ -51,11 +56,6 @@ def pieces(tokens: np.ndarray, cutoff_len: int) -> list[tuple[np.ndarray, np.nda
     return found
 
 
-def keep_turns(ends: Sequence[int], limit: int) -> int:
-    """How many turns fit: `ends` are the token counts up to the end of each. 0 where not even the first does."""
-    return sum(1 for end in ends if end <= limit)
-
-
 def weights_from_spans(offsets: np.ndarray, spans: Sequence[Span]) -> np.ndarray:
     """float32 [n]: 1 for each token whose characters touch a learned span, and for empty tokens inside one.
 
@@ -71,29 +71,35 @@ def weights_from_spans(offsets: np.ndarray, spans: Sequence[Span]) -> np.ndarray
     return weights
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Row:
-    """A tokenised dialogue: int32 and float32 [n], and the token count up to the end of each answer."""
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A rendered dialogue, which ends with an answer; `last_only`: nothing else of it is learned."""
 
-    ids: np.ndarray
-    weights: np.ndarray
-    ends: list[int]
+    dialogue: Dialogue
+    rendered: Rendered
+    last_only: bool
 
 
 class Encoder:
     """Turns records into Examples with one tokenizer.
 
-    cutoff_len  tokens of the longest example
-    overlong    dialogues that are longer: `turns` keeps the first whole turns, `tokens` cuts at the limit, `split`
-                makes further examples of the later turns (each with the system message), `drop` drops, `error` stops
-    learn       `assistant`: every answer; `last`: the last one; `all`: every token
+    cutoff_len         tokens of the longest example
+    overlong           what happens to dialogues that are longer (`danlu.tokens.limits`), and from which end
+                       (`truncation_mode`); what leads to an answer, and an answer, may have limits of their own
+    learn              `assistant`: every answer; `last`: the last one; `all`: every token. Each answer counts as its
+                       message's weight says, 1 where that says nothing
+    rewritten_history  dialogues whose earlier answers the template writes otherwise than they were said (it strips what
+                       was thought, say): `per_turn` makes an example of every answer, as it was given; `error` stops
     """
 
-    def __init__(self, tokenizer: Any, cutoff_len: int, overlong: Overlong = "turns", learn: Learn = "assistant"
-                 ) -> None:
+    def __init__(self, tokenizer: Any, cutoff_len: int, overlong: Overlong = "turns", learn: Learn = "assistant", *,
+                 truncation_mode: TruncationMode = "keep_start", max_source_length: int | None = None,
+                 max_target_length: int | None = None, rewritten_history: RewrittenHistory = "per_turn") -> None:
         if cutoff_len < 2:
             raise ConfigError(f"cutoff_len {cutoff_len} leaves no room to learn anything", hint="Use 2 or more.")
-        self.tokenizer, self.cutoff_len, self.overlong, self.learn = tokenizer, cutoff_len, overlong, learn
+        self.tokenizer, self.cutoff_len, self.learn = tokenizer, cutoff_len, learn
+        self.limits = Limits(cutoff_len, overlong, truncation_mode, max_source_length, max_target_length)
+        self.rewritten_history = rewritten_history
         self.codec = Codec(tokenizer)
 
     @cached_property
@@ -160,51 +166,118 @@ class Encoder:
         """The examples of many dialogues, in their order, tokenised in batches."""
         open_stations(ledger, ("render", "tokenize", "overlong", "learn"))
         for batch in batches(dialogues, lambda dialogue: sum(len(message.content) for message in dialogue.messages)):
-            ready = [item for item in (self._render(dialogue, ledger) for dialogue in batch) if item is not None]
-            encoded = self.chat.encode([rendered for _, rendered in ready])
-            for (dialogue, rendered), row in zip(ready, encoded):
-                yield from self._row(dialogue, self._weigh(rendered, row), ledger)
+            ready = [item for dialogue in batch for item in self._enter(dialogue, ledger)]
+            encoded = self.chat.encode([item.rendered for item in ready])
+            for item, row in zip(ready, encoded):
+                yield from self._row(item.dialogue, self._weigh(item, row), ledger)
 
-    def _render(self, dialogue: Dialogue, ledger: Ledger) -> tuple[Dialogue, Rendered] | None:
-        """The dialogue up to its last answer, rendered; None where it has no answer or the template refuses it."""
-        station = ledger.station("render")
-        size = dialogue.num_bytes
+    def _enter(self, dialogue: Dialogue, ledger: Ledger) -> list[Ready]:
+        """The dialogue up to its last answer, rendered; nothing where it has no answer or the template refuses it."""
+        station, size = ledger.station("render"), dialogue.num_bytes
         station.take(rows=1, bytes=size)
-        answers = [i for i, message in enumerate(dialogue.messages) if message.role == "assistant"]
+        messages = tuple(normal(message) for message in dialogue.messages)
+        answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
         if not answers:
-            station.drop("no answer", rows=1, bytes=size)
-            ledger.quarantine(dialogue.id, "no answer", _excerpt(dialogue))
-            return None
-        messages = dialogue.messages[:answers[-1] + 1]
+            return self._refuse(dialogue, "no answer", "no answer", ledger)
+        dialogue = replace(dialogue, messages=messages[:answers[-1] + 1])
         try:
-            rendered = self.chat.render(messages)
+            ready = self._ready(dialogue)
         except ConfigError as error:
-            raise ConfigError(str(error), where=dialogue.id) from None
+            raise ConfigError(error.message, where=dialogue.id, hint=error.hint) from None
         except DataError as error:
-            station.drop("refused by the chat template", rows=1, bytes=size)
-            ledger.quarantine(dialogue.id, error.message, _excerpt(dialogue))
-            return None
-        if self.chat.exposed(messages, rendered):
-            station.drop(SPELLS_SPECIAL, rows=1, bytes=size)
-            ledger.quarantine(dialogue.id, SPELLS_SPECIAL, _excerpt(dialogue))
-            return None
-        kept = bytes_of(messages)
-        if len(messages) < len(dialogue.messages):
+            known = (SPELLS_SPECIAL, *UNWRITTEN)
+            reason = error.message if error.message in known else "refused by the chat template"
+            return self._refuse(replace(dialogue, messages=messages), reason, error.message, ledger)
+        if self.rewritten_history == "error" and any(item.rendered.rewritten and not item.last_only for item in ready):
+            raise DataError(f"{self.chat.name} writes earlier answers otherwise than they were said", where=dialogue.id,
+                            hint="rewritten_history: per_turn makes an example of every answer.")
+        if self.learn == "all" and any(item.rendered.rewritten for item in ready) and any(
+                messages[place].weight not in (None, 1) for place in answers[:-1]):
+            return self._refuse(replace(dialogue, messages=messages), REWEIGHTED, REWEIGHTED, ledger)
+        asked = 1
+        if self.learn == "assistant" and any(item.rendered.rewritten for item in ready):
+            asked = sum(message.role == "assistant" and message.weight != 0 for message in dialogue.messages)
+            ready = self._per_turn(dialogue, ledger)
+        kept = bytes_of(dialogue.messages)
+        if size > kept:
             station.drop("no answer follows", bytes=size - kept)
-            dialogue = Dialogue(messages, dialogue.source, dialogue.id, dialogue.category)
-        station.give(rows=1, bytes=kept)
-        return dialogue, rendered
+        self._count_rows(ready, asked, kept, station)
+        return ready
 
-    def _weigh(self, rendered: Rendered, row: Encoded) -> Row:
-        spans = rendered.spans
-        if self.learn == "all":
-            weights = np.ones(len(row.ids), np.float32)
-        else:
-            weights = weights_from_spans(row.offsets, spans[-1:] if self.learn == "last" else spans)
+    def _count_rows(self, ready: Sequence[Ready], asked: int, size: int, station: Station) -> None:
+        """One dialogue of `size` bytes came in, examples of `asked` answers were wanted, and these were made."""
+        given = sum(item.dialogue.num_bytes for item in ready)
+        if asked > 1:
+            station.add("answers in rows of their own", rows=asked - 1)
+        if len(ready) < asked:
+            station.drop("answers that the chat template refuses alone", rows=asked - len(ready))
+        elif asked == 0:
+            station.drop("no answer has a weight", rows=1)
+        if given > size:
+            station.add("earlier turns again", bytes=given - size)
+        elif given < size:
+            station.drop("answers that are not learned", bytes=size - given)
+        station.give(rows=len(ready), bytes=given)
+
+    def _ready(self, dialogue: Dialogue, last_only: bool = False) -> list[Ready]:
+        """The dialogue rendered. Raises DataError where the template refuses it or a message would become a token."""
+        rendered = self.chat.render(dialogue.messages, tools=dialogue.tools)
+        if self.chat.exposed(dialogue.messages, rendered):
+            raise DataError(SPELLS_SPECIAL)
+        return [Ready(dialogue, rendered, last_only or self.learn == "last")]
+
+    def _per_turn(self, dialogue: Dialogue, ledger: Ledger) -> list[Ready]:
+        """Every answer that is learned at the end of a dialogue of its own, as it was given."""
+        ready: list[Ready] = []
+        for number, message in enumerate(dialogue.messages):
+            if message.role != "assistant" or message.weight == 0:
+                continue
+            name = f"{dialogue.id}#{len(ready) + 1}" if ready else dialogue.id
+            part = replace(dialogue, messages=dialogue.messages[:number + 1], id=name)
+            try:
+                ready += self._ready(part, last_only=True)
+            except DataError as error:
+                ledger.quarantine(dialogue.id, error.message, _excerpt(part))
+        return ready
+
+    def _refuse(self, dialogue: Dialogue, reason: str, message: str, ledger: Ledger) -> list[Ready]:
+        ledger.station("render").drop(reason, rows=1, bytes=dialogue.num_bytes)
+        ledger.quarantine(dialogue.id, message, _excerpt(dialogue))
+        return []
+
+    def _weigh(self, item: Ready, row: Encoded) -> Row:
+        """The row with each answer's weight on the tokens of its span."""
+        rendered, spans = item.rendered, item.rendered.spans
+        answers = [message for message in item.dialogue.messages if message.role == "assistant"]
+        last_only = item.last_only or rendered.rewritten
+        if last_only:
+            spans, answers = spans[-1:], answers[-1:]
+        weights = np.full(len(row.ids), float(self.learn == "all"), np.float32)
+        for span, message in zip(spans, answers, strict=True):
+            if message.weight is not None or self.learn != "all":
+                weight = 1.0 if message.weight is None else message.weight
+                weights = np.where(weights_from_spans(row.offsets, [span]) > 0, np.float32(weight), weights)
         weights[:1] = 0
-        if len(row.ids) <= self.cutoff_len:
-            return Row(row.ids, weights, [])
-        return Row(row.ids, weights, [int(np.searchsorted(row.offsets[:, 0], end)) for _, end in spans])
+        return Row(row.ids, weights, self._sides(item, row, spans), last_only)
+
+    def _sides(self, item: Ready, row: Encoded, spans: Sequence[Span]) -> tuple[Side, ...]:
+        """Where the turns lie in tokens; only looked for where a limit may be exceeded."""
+        limits = self.limits
+        if len(row.ids) <= min(limit for limit in (limits.cutoff_len, limits.max_source_length, limits.max_target_length)
+                               if limit is not None):
+            return ()
+        starts = row.offsets[:, 0]
+        messages, contents = item.dialogue.messages, item.rendered.contents
+        answers = {start for i, places in contents.items() if messages[i].role == "assistant" for start, _ in places}
+        said = sorted(place for places in contents.values() for place in places if place[0] not in answers)
+        sides, at = [], 0
+        for begin, end in spans:
+            first, last = int(np.searchsorted(starts, begin)), int(np.searchsorted(starts, end))
+            own = [(int(np.searchsorted(starts, a)), int(np.searchsorted(starts, b))) for a, b in said if b <= begin]
+            own = [place for place in own if place[0] >= at]
+            sides.append(Side(at, first, last, tuple(sorted(own, key=lambda place: place[0] - place[1]))))
+            at = last
+        return tuple(sides)
 
     def _row(self, dialogue: Dialogue, row: Row, ledger: Ledger) -> Iterator[Example]:
         station = ledger.station("tokenize")
@@ -213,79 +286,24 @@ class Encoder:
         station.add("tokens of text", tokens=len(row.ids))
         station.give(rows=1, bytes=size, tokens=len(row.ids))
         rows = [row]
-        if len(row.ids) > self.cutoff_len:
-            rows = self._shorten(dialogue, row, ledger)
+        if self.limits.exceeded(row):
+            def again(messages: Sequence[Message]) -> Row | None:
+                return self._again(replace(dialogue, messages=tuple(messages)), row.last_only)
+
+            rows = self.limits.shorten(dialogue.messages, row, again, dialogue.id, ledger.station("overlong"))
         for i, kept in enumerate(rows):
             name = dialogue.id if i == 0 else f"{dialogue.id}#{i + 1}"
             yield from self._learn(kept.ids, kept.weights, dialogue, name, ledger, first_of_all=True)
 
-    def _shorten(self, dialogue: Dialogue, row: Row, ledger: Ledger) -> list[Row]:
-        """What the policy makes of a dialogue that is too long."""
-        station, count, limit = ledger.station("overlong"), len(row.ids), self.cutoff_len
-        if self.overlong == "error":
-            raise DataError(f"the dialogue has {count} tokens; cutoff_len is {limit}", where=dialogue.id,
-                            hint="Raise cutoff_len or choose overlong: turns, tokens, split or drop.")
-        station.take(rows=1, tokens=count)
-        if self.overlong == "drop":
-            station.drop("longer than cutoff_len", rows=1, tokens=count)
-            return []
-        if self.overlong == "tokens":
-            station.drop("tokens beyond cutoff_len", tokens=count - limit)
-            station.give(rows=1, tokens=limit)
-            return [Row(row.ids[:limit], row.weights[:limit], [])]
-        kept, lost = (self._first_turns if self.overlong == "turns" else self._all_turns)(dialogue, row.ends)
-        if not kept:
-            station.drop("no turn fits cutoff_len", rows=1, tokens=count)
-            return []
-        tokens = sum(len(part.ids) for part in kept)
-        if lost:
-            station.drop("turns beyond cutoff_len" if self.overlong == "turns" else "turns longer than cutoff_len",
-                         tokens=lost)
-        if len(kept) > 1:
-            station.add("later turns in rows of their own", rows=len(kept) - 1)
-        if tokens + lost > count:
-            station.add("template and system message again", tokens=tokens + lost - count)
-        elif tokens + lost < count:
-            station.drop("template between turns", tokens=count - tokens - lost)
-        station.give(rows=len(kept), tokens=tokens)
-        return kept
-
-    def _try(self, messages: Sequence[Message]) -> Row | None:
-        """Messages as a row of their own, or None where they do not fit or the template refuses them."""
+    def _again(self, dialogue: Dialogue, last_only: bool) -> Row | None:
+        """Some of the turns as a row of their own, or None where the template refuses them."""
         try:
-            rendered = self.chat.render(messages)
+            [item] = self._ready(dialogue, last_only)
         except DataError:
             return None
-        if self.chat.exposed(messages, rendered):
+        if item.rendered.rewritten and not item.last_only:
             return None
-        row = self._weigh(rendered, self.chat.encode([rendered])[0])
-        return row if len(row.ids) <= self.cutoff_len else None
-
-    def _first_turns(self, dialogue: Dialogue, ends: Sequence[int]) -> tuple[list[Row], int]:
-        """One row of the first turns, rendered anew, and how many tokens the others had."""
-        head, turns = split_turns(dialogue.messages)
-        for count in range(keep_turns(ends, self.cutoff_len), 0, -1):
-            row = self._try([*head, *chain(*turns[:count])])
-            if row is not None:
-                return [row], ends[-1] - ends[count - 1]
-        return [], 0
-
-    def _all_turns(self, dialogue: Dialogue, ends: Sequence[int]) -> tuple[list[Row], int]:
-        """Rows of as many whole turns as fit, and how many tokens those turns had that do not fit alone."""
-        head, turns = split_turns(dialogue.messages)
-        rows: list[Row] = []
-        start = lost = 0
-        while start < len(turns):
-            best, end = None, start
-            while end < len(turns) and (row := self._try([*head, *chain(*turns[start:end + 1])])) is not None:
-                best, end = row, end + 1
-            if best is None:
-                lost += ends[start] - (ends[start - 1] if start else 0)
-                end = start + 1
-            else:
-                rows.append(best)
-            start = end
-        return rows, lost
+        return self._weigh(item, self.chat.encode([item.rendered])[0])
 
     def _learn(self, ids: np.ndarray, weights: np.ndarray, record: Document | Dialogue, name: str, ledger: Ledger,
                first_of_all: bool) -> Iterator[Example]:
@@ -303,17 +321,10 @@ class Encoder:
         yield Example(np.zeros(0, np.int32), (Branch(ids, weights),), record.source, record.category, name)
 
 
-def split_turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
-    """The system messages at the beginning, and the turns: what leads to an answer, and the answer."""
-    at = 0
-    while at < len(messages) and messages[at].role == "system":
-        at += 1
-    turns: list[list[Message]] = [[]]
-    for message in messages[at:]:
-        turns[-1].append(message)
-        if message.role == "assistant":
-            turns.append([])
-    return list(messages[:at]), [turn for turn in turns if turn]
+def normal(message: Message) -> Message:
+    """The message with its role in small letters."""
+    role = message.role.strip().lower()
+    return message if role == message.role else replace(message, role=role)
 
 
 SELF_TEST = (Message("user", "What is 2 + 2?"), Message("assistant", "It is 4."), Message("user", "And 3 + 4?"),
@@ -321,22 +332,35 @@ SELF_TEST = (Message("user", "What is 2 + 2?"), Message("assistant", "It is 4.")
 
 
 def check_chat(chat: Chat, bos_id: int | None) -> None:
-    """The self-test of a template and its tokenizer. Raises ConfigError naming what is wrong."""
-    try:
-        rendered = chat.render(SELF_TEST)
-    except DataError as error:
-        raise ConfigError(error.message) from None
-    row = chat.encode([rendered])[0]
-    weights = weights_from_spans(row.offsets, rendered.spans)
-    if bos_id is not None and row.ids[:2].tolist() == [bos_id, bos_id]:
-        raise ConfigError(f"{chat.name} begins with two BOS tokens", hint="Remove one from the template.")
-    learned = row.ids[weights > 0]
-    if len(learned) == 0 or int(learned[-1]) not in chat.stop_ids:
-        raise ConfigError(f"{chat.name}: the last learned token does not end a turn, so generation would never stop")
-    decoded = chat.codec.decode(row.ids)
-    if "".join(decoded.split()) != "".join(rendered.text.split()):
-        raise ConfigError(f"{chat.name}: the tokenizer loses text: {rendered.text!r} came back as {decoded!r}",
-                          hint="The template may use words or special tokens that this vocabulary does not hold.")
+    """The self-test of a template and its tokenizer, on one exchange and on two. Raises ConfigError naming what is wrong.
+
+    No BOS beyond those that the template writes; the last learned token stops generation; the ids of a prompt are the
+    first ids of the training row; and the ids decode to the text.
+    """
+    for messages in (SELF_TEST[:2], SELF_TEST):
+        try:
+            rendered = chat.render(messages)
+            prompt = chat.prompt_ids(messages[:-1])
+        except DataError as error:
+            raise ConfigError(error.message, hint="Choose a template by `template:`.") from None
+        row = chat.encode([rendered])[0]
+        weights = weights_from_spans(row.offsets, rendered.spans)
+        if bos_id is not None and row.ids[:2].tolist() == [bos_id, bos_id]:
+            raise ConfigError(f"{chat.name} begins with two BOS tokens", hint="Remove one from the template.")
+        bos = None if bos_id is None else chat.codec.special.id_to_token(bos_id)
+        if bos is not None and row.ids.tolist().count(bos_id) != rendered.text.count(bos):
+            raise ConfigError(f"{chat.name}: the row has other BOS tokens than the template writes")
+        learned = row.ids[weights > 0]
+        if len(learned) == 0 or int(learned[-1]) not in chat.stop_ids:
+            raise ConfigError(f"{chat.name}: the last learned token does not end a turn, so generation would never stop")
+        decoded = chat.codec.decode(row.ids)
+        if "".join(decoded.split()) != "".join(rendered.text.split()):
+            raise ConfigError(f"{chat.name}: the tokenizer loses text: {rendered.text!r} came back as {decoded!r}",
+                              hint="The template may use words or special tokens that this vocabulary does not hold.")
+        if row.ids[:len(prompt)].tolist() != prompt:
+            raise ConfigError(f"{chat.name}: the prompt that a model gets is tokenised otherwise than the same text in a "
+                              f"training row: {chat.codec.decode(prompt)!r}",
+                              hint="Its last word runs into the answer; end the prompt with a line end or a special token.")
 
 
 def open_stations(ledger: Ledger, names: Sequence[str]) -> None:
@@ -346,7 +370,7 @@ def open_stations(ledger: Ledger, names: Sequence[str]) -> None:
 
 
 def _excerpt(dialogue: Dialogue) -> str:
-    return " | ".join(f"{message.role}: {message.content}" for message in dialogue.messages)
+    return " | ".join(f"{message.role}: {message.content or message.thinking}" for message in dialogue.messages)
 
 
 def batches(items: Iterable[T], size: Any) -> Iterator[list[T]]:

@@ -15,6 +15,7 @@ counts once), `overlong` (only what is too long), `learn` (tokens in; out are th
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 from operator import attrgetter
 from typing import Literal
 
@@ -23,17 +24,18 @@ import numpy as np
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.examples import Branch, Example
 from danlu.core.ledger import Ledger
-from danlu.core.records import Message, Preference, Prompt
+from danlu.core.records import Feedback, Message, Preference, Prompt, Ranking
 from danlu.tokens.chat import SPELLS_SPECIAL, Rendered
 from danlu.tokens.encode import Encoder, batches, open_stations, split_turns, weights_from_spans
 
 PairOverlong = Literal["turns", "tokens", "drop", "error"]
 REFERENCE = "ref_logprobs"
+Answered = Preference | Ranking | Feedback
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """A tokenised pair. `stem` int32 [n]; each branch its tokens and weights."""
+    """A tokenised pair, or a ranking of more. `stem` int32 [n]; each branch its tokens and weights."""
 
     stem: np.ndarray
     branches: tuple[tuple[np.ndarray, np.ndarray], ...]
@@ -41,7 +43,7 @@ class Pair:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longer sequence."""
+        """Tokens of the longest sequence."""
         return len(self.stem) + max(len(tokens) for tokens, _ in self.branches)
 
     @property
@@ -63,12 +65,12 @@ class PairEncoder:
         self.encoder, self.overlong, self.reference = encoder, overlong, reference
         self.chat, self.cutoff_len = encoder.chat, encoder.cutoff_len
 
-    def preferences(self, records: Iterable[Preference], ledger: Ledger) -> Iterator[Example]:
-        """The examples of many preferences, in their order, tokenised in batches; each has two branches."""
+    def preferences(self, records: Iterable[Answered], ledger: Ledger) -> Iterator[Example]:
+        """The examples of many preferences or rankings, in their order, tokenised in batches; a branch for each answer."""
         open_stations(ledger, ("render", "tokenize", "overlong", "learn"))
         for batch in batches(records, attrgetter("num_bytes")):
             ready = [(record, texts) for record in batch if (texts := self._enter(record, ledger)) is not None]
-            for (record, _), pair in zip(ready, self._encode([text for _, texts in ready for text in texts])):
+            for (record, _), pair in zip(ready, self._encode([texts for _, texts in ready])):
                 self._count_tokens(record, pair.num_tokens + pair.num_after, pair.num_after, ledger)
                 kept = pair if pair.longest <= self.cutoff_len else self._shorten(record, pair, ledger)
                 if kept is not None:
@@ -92,7 +94,7 @@ class PairEncoder:
 
     # What enters --------------------------------------------------------------------------------------------------
 
-    def _enter(self, record: Preference | Prompt, ledger: Ledger) -> list[Rendered] | None:
+    def _enter(self, record: Answered | Prompt, ledger: Ledger) -> list[Rendered] | None:
         """The texts to be tokenised; None, counted and quarantined, where the template refuses the record."""
         station, size = ledger.station("render"), record.num_bytes
         station.take(rows=1, bytes=size)
@@ -109,22 +111,22 @@ class PairEncoder:
         station.give(rows=1, bytes=size - known)
         return texts
 
-    def _render(self, record: Preference | Prompt, messages: Sequence[Message]) -> list[Rendered]:
-        """The prompt, or for a preference the prompt with each answer. Raises DataError where that cannot be rendered."""
+    def _render(self, record: Answered | Prompt, messages: Sequence[Message]) -> list[Rendered]:
+        """The prompt, or the prompt with each of its answers. Raises DataError where that cannot be rendered."""
         if isinstance(record, Prompt):
-            return [self.chat.prompt(messages)]
+            return [self.chat.prompt(messages, record.tools)]
         texts = []
-        for answer in (record.chosen, record.rejected):
+        for answer in answers_of(record):
             dialogue = [*messages, Message("assistant", answer)]
             try:
-                texts.append(self.chat.render(dialogue))
+                texts.append(self.chat.render(dialogue, tools=record.tools))
             except ConfigError as error:
                 raise ConfigError(str(error), where=record.id) from None
             if self.chat.exposed(dialogue, texts[-1]):
                 raise DataError(f"a message {SPELLS_SPECIAL}")
         return texts
 
-    def _count_tokens(self, record: Preference | Prompt, count: int, num_after: int, ledger: Ledger) -> None:
+    def _count_tokens(self, record: Answered | Prompt, count: int, num_after: int, ledger: Ledger) -> None:
         station, size = ledger.station("tokenize"), record.num_bytes
         size -= len(record.answer.encode()) if isinstance(record, Prompt) else 0
         station.take(rows=1, bytes=size)
@@ -133,17 +135,18 @@ class PairEncoder:
             station.drop("template after the end of a turn", tokens=num_after)
         station.give(rows=1, bytes=size, tokens=count - num_after)
 
-    def _encode(self, texts: Sequence[Rendered]) -> list[Pair]:
-        """Pairs of texts, chosen and rejected by turns."""
-        rows = []
+    def _encode(self, groups: Sequence[Sequence[Rendered]]) -> list[Pair]:
+        """One for each group of texts, which are a prompt with each of its answers."""
+        texts, rows = list(chain.from_iterable(groups)), []
         for rendered, row in zip(texts, self.chat.encode(texts)):
             weights = weights_from_spans(row.offsets, rendered.spans[-1:])
             learned = np.flatnonzero(weights)
             end = int(learned[-1]) + 1
             rows.append((row.ids[:end], weights[:end], int(learned[0]), len(row.ids) - end))
-        return [_pair(*rows[place:place + 2]) for place in range(0, len(rows), 2)]
+        found = iter(rows)
+        return [_pair(*islice(found, len(group))) for group in groups]
 
-    def _fitting(self, record: Preference | Prompt) -> Iterator[list[Rendered]]:
+    def _fitting(self, record: Answered | Prompt) -> Iterator[list[Rendered]]:
         """The texts without the oldest turn, without the oldest two, …, as far as the template renders them."""
         for messages in shorter(record.messages):
             with suppress(DataError):
@@ -151,7 +154,7 @@ class PairEncoder:
 
     # What is too long ---------------------------------------------------------------------------------------------
 
-    def _shorten(self, record: Preference, pair: Pair, ledger: Ledger) -> Pair | None:
+    def _shorten(self, record: Answered, pair: Pair, ledger: Ledger) -> Pair | None:
         """What the policy makes of a pair that is too long; None where nothing is left."""
         if self.overlong == "error":
             raise self._too_long(record, pair.longest)
@@ -162,7 +165,7 @@ class PairEncoder:
             kept, reason = self._cut(pair)
         elif self.overlong == "turns":
             reason = "no turn fits cutoff_len"
-            shortened = (self._encode(texts)[0] for texts in self._fitting(record))
+            shortened = (self._encode([texts])[0] for texts in self._fitting(record))
             kept = next((found for found in shortened if found.longest <= self.cutoff_len), None)
         if kept is None:
             station.drop(reason, rows=1, tokens=count)
@@ -178,7 +181,7 @@ class PairEncoder:
         if room < 1 or any(not weights[:room].any() for _, weights in pair.branches):
             return None, "the prompt fills cutoff_len"
         kept = tuple((tokens[:room], weights[:room]) for tokens, weights in pair.branches)
-        if np.array_equal(kept[0][0], kept[1][0]):
+        if len({tokens.tobytes() for tokens, _ in kept}) < len(kept):
             return None, "the answers are equal up to cutoff_len"
         return Pair(pair.stem, kept), ""
 
@@ -196,18 +199,19 @@ class PairEncoder:
         station.drop("longer than cutoff_len", rows=1, tokens=len(ids))
         return None
 
-    def _too_long(self, record: Preference | Prompt, count: int) -> DataError:
+    def _too_long(self, record: Answered | Prompt, count: int) -> DataError:
         return DataError(f"has {count} tokens; cutoff_len is {self.cutoff_len}", where=record.id,
                          hint="Raise cutoff_len or choose another overlong.")
 
     # What is learned ----------------------------------------------------------------------------------------------
 
-    def _example(self, record: Preference, pair: Pair, whole: bool, ledger: Ledger) -> Example:
+    def _example(self, record: Answered, pair: Pair, whole: bool, ledger: Ledger) -> Example:
         station, learned = ledger.station("learn"), sum(int(weights.sum()) for _, weights in pair.branches)
         station.take(rows=1, tokens=pair.num_tokens)
         station.drop("prompt", tokens=pair.num_tokens - learned)
         station.give(rows=1, tokens=learned)
-        known = record.ref_logps if whole else None  # what was said of other tokens says nothing of these
+        # what was said of other tokens says nothing of these
+        known = record.ref_logps if whole and isinstance(record, Preference) else None
         branches = []
         for place, (tokens, weights) in enumerate(pair.branches):
             column = None if known is None else known[place]
@@ -222,13 +226,21 @@ def shorter(messages: Sequence[Message]) -> Iterator[tuple[Message, ...]]:
         yield (*head, *(message for turn in turns[first:] for message in turn))
 
 
-def _pair(chosen: tuple[np.ndarray, np.ndarray, int, int], rejected: tuple[np.ndarray, np.ndarray, int, int]) -> Pair:
+def answers_of(record: Answered) -> tuple[str, ...]:
+    """The answers, the best first."""
+    if isinstance(record, Feedback):
+        return (record.answer,)
+    return (record.chosen, record.rejected) if isinstance(record, Preference) else record.answers
+
+
+def _pair(*rows: tuple[np.ndarray, np.ndarray, int, int]) -> Pair:
     """Each is (ids, weights, index of the first learned token, tokens left out behind)."""
-    limit = min(chosen[2], rejected[2])
-    differ = np.flatnonzero(chosen[0][:limit] != rejected[0][:limit])
-    common = int(differ[0]) if len(differ) else limit
-    branches = tuple((ids[common:], weights[common:]) for ids, weights, _, _ in (chosen, rejected))
-    return Pair(chosen[0][:common], branches, chosen[3] + rejected[3])
+    common, first = min(begin for _, _, begin, _ in rows), rows[0][0]
+    for ids, _, _, _ in rows[1:]:
+        differ = np.flatnonzero(first[:common] != ids[:common])
+        common = int(differ[0]) if len(differ) else common
+    return Pair(first[:common], tuple((ids[common:], weights[common:]) for ids, weights, _, _ in rows),
+                sum(after for _, _, _, after in rows))
 
 
 def _spread(weights: np.ndarray, total: float | None) -> np.ndarray:

@@ -7,6 +7,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -105,12 +106,14 @@ def headline(example: Example) -> str:
 
 
 def targets_text(branch: Branch, tokenizer: Any) -> str:
-    """What is learned, decoded: the unbroken runs of learned tokens with “ … ” between them."""
-    learned = branch.weights != 0
-    borders = np.flatnonzero(np.diff(np.concatenate([[False], learned, [False]]).astype(np.int8)))
-    backend = backend_of(tokenizer)
-    runs = [backend.decode(branch.tokens[start:end].tolist(), skip_special_tokens=False)
-            for start, end in zip(borders[::2], borders[1::2])]
+    """What is learned, decoded: the unbroken runs of learned tokens with “ … ” between them, weights but 1 before them."""
+    borders = [0, *(np.flatnonzero(np.diff(branch.weights)) + 1).tolist(), len(branch.weights)]
+    backend, runs = backend_of(tokenizer), []
+    for start, end in pairwise(borders):
+        weight = float(branch.weights[start]) if end > start else 0.0
+        if weight != 0:
+            text = backend.decode(branch.tokens[start:end].tolist(), skip_special_tokens=False)
+            runs.append(text if weight == 1 else f"×{weight:g} {text}")
     return " … ".join(runs)
 
 

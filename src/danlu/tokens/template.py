@@ -10,6 +10,7 @@ and it is stopped when it works for too long, makes too much or writes too much 
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 from jinja2.exceptions import SecurityError
@@ -47,14 +48,16 @@ class Template:
         except TemplateSyntaxError as error:
             raise ConfigError(f"no valid Jinja template: {error.message} (line {error.lineno})", where=name) from None
 
-    def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = False) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False,
+               tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The text of a dialogue. Raises one of TEMPLATE_ERRORS where the template refuses or breaks."""
-        said = sum(len(message["content"]) for message in messages)
+        said = sum(len(message["content"]) + len(message.get("reasoning_content", "")) for message in messages)
+        said += sum(len(str(made)) for made in (*tools, *(message.get("tool_calls", "") for message in messages)))
         limit = MAX_CHARACTERS + MAX_COPIES * said
         # Every sum makes a copy, and a template that collects the dialogue in a variable makes one for each message.
         self.sandbox.begin(MAX_SECONDS, limit, MAX_MADE + (2 * MAX_COPIES + len(messages)) * said)
         parts, size = [], 0
-        for part in self.compiled.generate(messages=list(messages), tools=None, documents=None,
+        for part in self.compiled.generate(messages=list(messages), tools=list(tools) or None, documents=None,
                                            add_generation_prompt=add_generation_prompt, **self.variables):
             parts.append(part)
             size += len(part)

@@ -1,20 +1,30 @@
-"""Stage `sft`: supervised fine-tuning on dialogues, with the checkpoint's own chat template.
+"""Stage `sft`: supervised fine-tuning on dialogues, with the checkpoint's own chat template or another one.
 
     chat: {stage: sft, model: base, dataset: [dialogues.jsonl, task:skills]}
+    chat: {stage: sft, model: base, dataset: dialogues.jsonl, template: chatml, default_system: You are 炉.}
+    sums: {stage: sft, model: base, dataset: sums.csv, template: "问题:{question}\n答案:{answer}"}
 """
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from danlu.core.errors import DataError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Dialogue
 from danlu.models.adapters import AdapterConfig
 from danlu.pipeline.context import FILES, TASK, Context, Forecast, Input, Reference
-from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, split_by_hash
-from danlu.pipeline.models import adapter_of, check_adapters, model_config, model_references, tokenizer_of
+from danlu.pipeline.examples import DataConfig, Prepared, Recipe, TemplateConfig, first, prepare, split_by_hash
+from danlu.pipeline.models import (
+    adapter_of,
+    check_adapters,
+    model_config,
+    model_references,
+    tokenizer_of,
+    use_adapters_template,
+)
 from danlu.pipeline.training import (
     DEFAULT_TASK_PROMPTS,
     MachineConfig,
@@ -25,24 +35,44 @@ from danlu.pipeline.training import (
     run_training,
 )
 from danlu.tasks import task_dialogues
-from danlu.text.formats import read_dialogues
+from danlu.text.fields import BadRow
+from danlu.text.formats import Rows, read_dialogues, read_records
+from danlu.text.lines import Gate
+from danlu.tokens.format_string import FormatString
+from danlu.tokens.templates import format_string
 from danlu.train.trainer import TrainSettings
 
 KIND = "model"
 SCHEMA = 1
 RESUMES = True
 DISTRIBUTED = True
+KEYS = ("dataset", "eval_dataset", "val_size", "cutoff_len", "max_samples", "category", "overlong", "learn", "strict")
+LIMITS = ("truncation_mode", "max_source_length", "max_target_length", "rewritten_history")
 
 
-class Settings(DataConfig, TrainSettings, AdapterConfig, MachineConfig):
+class Settings(DataConfig, TemplateConfig, TrainSettings, AdapterConfig, MachineConfig):
     """The keys of a fine-tuning step."""
 
     model: str = Field(description="a step, folder or hub id")
     overlong: Literal["turns", "tokens", "split", "drop", "error"] = Field(
-        "turns", description="what happens to a dialogue longer than cutoff_len")
+        "turns", description="what happens to a dialogue longer than cutoff_len: keep whole turns, cut tokens, split …")
+    truncation_mode: Literal["keep_start", "keep_end"] = Field(
+        "keep_start", description="which end of a long dialogue stays with overlong: turns or tokens")
+    max_source_length: int | None = Field(None, ge=1, description="tokens of what leads to an answer, in each turn")
+    max_target_length: int | None = Field(None, ge=2, description="tokens of an answer with its end, in each turn")
     learn: Literal["assistant", "last", "all"] = Field(
         "assistant", description="which turns are learned: every answer, the last one, or everything")
+    rewritten_history: Literal["per_turn", "error"] = Field(
+        "per_turn", description="where the template rewrites earlier answers: an example of each answer, or stop")
+    answer: str | list[str] | None = Field(
+        None, description="the placeholders of a format string that are learned; default: the last one")
     strict: bool = Field(False, description="stop at the first bad record instead of counting it")
+
+    @model_validator(mode="after")
+    def _truncation_is_read(self) -> "Settings":
+        if "truncation_mode" in self.model_fields_set and self.overlong not in ("turns", "tokens"):
+            raise ValueError(f"overlong: {self.overlong} does not read truncation_mode; turns and tokens do")
+        return self
 
 
 def references(settings: Settings) -> list[Reference]:
@@ -61,7 +91,8 @@ def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
     """The length against the model's positions, and settings that nothing would read."""
     from danlu.models.load import check_length
 
-    check_files(settings, inputs, "strict", "category")
+    check_files(settings, inputs, "strict", "category", "answer")
+    settings.check_template(settings.answer, columns=True)
     check_evaluation(settings, settings.eval_dataset is not None or settings.val_size > 0)
     check_adapters(settings, inputs)
     config = model_config(settings, inputs)
@@ -90,7 +121,10 @@ def prepare_examples(context: Context, tokenizer: Any) -> tuple[Prepared, list[i
     from danlu.tokens.encode import Encoder
 
     settings = context.settings
-    encoder = Encoder(tokenizer, settings.cutoff_len, settings.overlong, settings.learn)
+    use_adapters_template(context, tokenizer)
+    settings.use_template(tokenizer, settings.answer)
+    limits = {name: getattr(settings, name) for name in LIMITS}
+    encoder = Encoder(tokenizer, settings.cutoff_len, settings.overlong, settings.learn, **limits)
     encoder.check()
 
     def read(ledger: Ledger, held_out_ledger: Ledger) -> tuple[Iterable[Dialogue], Iterable[Dialogue]]:
@@ -100,8 +134,10 @@ def prepare_examples(context: Context, tokenizer: Any) -> tuple[Prepared, list[i
                                               for text in settings.eval_datasets())
         return split_by_hash(train, settings.val_size, ledger)
 
-    chosen = {name: getattr(settings, name) for name in ("dataset", "eval_dataset", "val_size", "cutoff_len",
-                                                         "max_samples", "category", "overlong", "learn", "strict")}
+    chosen = {name: getattr(settings, name) for name in KEYS} | limits
+    form = format_string(settings.template, settings.answer)
+    if form is not None:  # it reads other columns, even where the chat template is the same
+        chosen["columns"] = [form.text, *form.answers]
     return prepare(context, Recipe(chosen, tokenizer, read, encoder.dialogues)), encoder.chat.stop_ids
 
 
@@ -114,5 +150,27 @@ def _dialogues(context: Context, text: str, ledger: Ledger, split: Literal["trai
         station.take(rows=len(found), bytes=size)
         station.give(rows=len(found), bytes=size)
         return found
-    records = read_dialogues(text, context.base, ledger, category=settings.category or "chat", strict=settings.strict)
+    category, form = settings.category or "chat", format_string(settings.template, settings.answer)
+    if form is None:
+        records = read_dialogues(text, context.base, ledger, category=category, strict=settings.strict)
+    else:
+        gate = Gate(f"read:{text}", ledger, settings.strict)
+        records = read_records(text, context.base, gate, category, Rows("rows of columns", _Columns(form)))
     return first(records, settings.max_samples, ledger, text)
+
+
+class _Columns:
+    """Rows of a table as dialogues, by a format string."""
+
+    def __init__(self, form: FormatString) -> None:
+        self.form, self.checked = form, False
+
+    def __call__(self, row: dict[str, Any], where: str, source: str, category: str) -> Dialogue:
+        """Raises ConfigError where the first row lacks a column, BadRow where a later one does."""
+        if not self.checked:
+            self.form.check_columns(row, where)
+            self.checked = True
+        try:
+            return Dialogue(self.form.messages(row), source, where, category)
+        except DataError as error:
+            raise BadRow(error.message) from None

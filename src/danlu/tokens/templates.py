@@ -1,0 +1,120 @@
+"""The chat template of a step: the checkpoint's own, one of the built-in ones by name, Jinja, or a format string.
+
+    use_template(tokenizer, "chatml")                                    # tokenizer.chat_template is what the model learns
+    use_template(tokenizer, None, default_system="You are 炉.")           # the checkpoint's own, with a system message
+
+What is set is part of the template itself, so that it is saved with the model and everything that opens it (danlu,
+transformers, vLLM) renders the same. The built-in ones lie as Jinja in the folder `builtin`, one family a file.
+"""
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from danlu.core.errors import ConfigError, nearest
+from danlu.tokens.codec import vocabulary_of
+from danlu.tokens.format_string import FormatString, literal
+
+BUILTIN = Path(__file__).parent / "builtin"
+IM = ("<|im_start|>", "<|im_end|>")
+DEEPSEEK = ("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>")
+GLM = ("<|user|>", "<|assistant|>")
+# What must be one token each, because it is never meant as ordinary text.
+NEEDED = {"chatml": IM, "qwen": IM, "qwen3": IM, "qwen3_nothink": IM, "deepseek3": DEEPSEEK, "deepseek_r1": DEEPSEEK,
+          "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "phi": (*GLM, "<|end|>"),
+          "gemma": ("<start_of_turn>", "<end_of_turn>"), "baichuan": ("<reserved_106>", "<reserved_107>"),
+          "chatglm": ("[gMASK]", "sop", *GLM), "chatglm2": ("[gMASK]", "sop"), "glm4": ("[gMASK]", "<sop>", *GLM)}
+
+
+_MESSAGES = re.compile(r"(?<!\{)\{\{(?!\{)[^{}]*\bmessages\b")  # {{ messages[0].content }}, in Jinja without a statement
+
+
+@cache
+def builtin_names() -> tuple[str, ...]:
+    """The templates that can be chosen by name."""
+    return tuple(sorted(path.stem for path in BUILTIN.glob("*.jinja")))
+
+
+def builtin(name: str) -> str:
+    """The Jinja of a built-in template. Raises ConfigError naming the nearest for an unknown one."""
+    if name not in builtin_names():
+        close = nearest(name, builtin_names())
+        raise ConfigError(f"there is no template “{name}”", key="template",
+                          hint=(f"Did you mean {close}? " if close else "") + "A name is one of " +
+                          f"{', '.join(builtin_names())}; or write a format string with {{columns}}, or Jinja.")
+    return (BUILTIN / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def is_jinja(template: str) -> bool:
+    """Whether a setting is Jinja itself, and no name or format string."""
+    return "{%" in template or _MESSAGES.search(template) is not None
+
+
+def format_string(template: str | None, answer: str | list[str] | None = None) -> FormatString | None:
+    """The setting as a format string over columns; None where it is none. Raises ConfigError for a wrong one."""
+    if template is None or is_jinja(template) or ("{" not in template and "}" not in template):
+        if answer is not None:
+            raise ConfigError("“answer” names a placeholder of a format string, and the template is none", key="answer",
+                              hint='Write for example template: "Question: {question}\\nAnswer: {answer}".')
+        return None
+    return FormatString(template, [answer] if isinstance(answer, str) else answer)
+
+
+def check_template(template: str | None, answer: str | list[str] | None = None, columns: bool = False) -> None:
+    """Raises ConfigError for a setting that is no template, before anything is opened.
+
+    columns  whether the step reads columns, as a format string asks
+    """
+    form = format_string(template, answer)
+    if form is not None and not columns:
+        raise ConfigError("a format string reads columns, and this step reads none", key="template",
+                          hint="Use it in an sft step; its model brings the chat template along.")
+    if form is None and template is not None and not is_jinja(template):
+        builtin(template)
+
+
+def use_template(tokenizer: Any, template: str | None, default_system: str | None = None,
+                 enable_thinking: bool | None = None, answer: str | list[str] | None = None) -> None:
+    """Gives the tokenizer the chat template that a step asks for; nothing changes where it asks for nothing.
+
+    default_system   the system message of dialogues that begin with none
+    enable_thinking  what the template's variable of that name is where nobody sets it
+
+    Raises ConfigError for an unknown name, for special tokens that the tokenizer does not have, and for a variable that
+    the template does not read.
+    """
+    columns = format_string(template, answer)
+    source: Any
+    if columns is not None:
+        source = columns.jinja()
+    elif template is None:
+        source = tokenizer.chat_template
+        if isinstance(source, dict):
+            source = source.get("default")
+    else:
+        source = template if is_jinja(template) else builtin(template)
+        _require_tokens(tokenizer, template)
+    if not source:
+        return  # Chat says what to do
+    if enable_thinking is not None:
+        if "enable_thinking" not in source:
+            raise ConfigError("the chat template does not read enable_thinking", key="enable_thinking",
+                              hint="qwen3 does; of most others the data alone decide whether the model thinks.")
+        source = (f"{{%- if enable_thinking is not defined %}}{{%- set enable_thinking = {str(enable_thinking).lower()} %}}"
+                  f"{{%- endif %}}{source}")
+    if default_system is not None:
+        source = (f"{{%- if not messages or messages[0]['role'] != 'system' %}}{{%- set messages = [{{'role': 'system', "
+                  f"'content': {literal(default_system)}}}] + messages %}}{{%- endif %}}{source}")
+    tokenizer.chat_template = source
+
+
+def _require_tokens(tokenizer: Any, name: str) -> None:
+    known = vocabulary_of(tokenizer)
+    missing = [token for token in NEEDED.get(name, ()) if token not in known]
+    if missing:
+        raise ConfigError(f"the template {name} writes {', '.join(missing)}, and “{tokenizer.name_or_path}” has no such "
+                          "token" + ("s" if len(missing) > 1 else ""), key="template",
+                          hint="Choose a template of the checkpoint's own family, or one that needs no special token but "
+                               "the end of a text: vicuna, alpaca, zephyr, llama2. A tokenizer of one's own gets them by "
+                               "`special_tokens`.")
