@@ -178,3 +178,22 @@ def test_a_checkpoints_own_dropout_can_be_switched_off() -> None:
         model.train()
         without_dropout(model)
         assert torch.equal(model(ids).logits, model(ids).logits), "nothing random is left"
+
+
+@pytest.mark.parametrize("num_branches", [1, 2, 5])
+def test_answers_of_one_stem_score_as_each_alone(chat: Path, tmp_path: Path, num_branches: int) -> None:
+    """Packed, padded, and by transformers from the saved folder: K branches of one prompt are K sequences."""
+    loaded = load_scorer(chat, new_head=True)
+    torch.nn.init.normal_(loaded.lm.score.weight)
+    save_scorer(loaded, tmp_path, stop_ids=[1])
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    rng = torch.Generator().manual_seed(num_branches)
+    branches = [torch.randint(5, 60, (length,), generator=rng).tolist() + [1] for length in range(2, 2 + num_branches)]
+    whole = [Example([7, 8, 9], tuple(map(Branch, branches))), EXAMPLES[0]]
+    with torch.no_grad():
+        expected = [plain(torch.tensor([[7, 8, 9, *branch]])).logits.item() for branch in branches]
+        root = load_scorer(tmp_path).root.eval()
+        for batch in (Batch.pack(whole), Batch.pack(whole[:1])):
+            assert root(batch).scores_N[:num_branches].tolist() == pytest.approx(expected, abs=1e-4)
+        alone = [Example([7, 8, 9], (Branch(branch),)) for branch in branches]
+        assert root(Batch.pack(alone)).scores_N.tolist() == pytest.approx(expected, abs=1e-4)

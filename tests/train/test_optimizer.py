@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
+from pydantic import ValidationError
 from small import make_trainer, tiny_root, weights
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM, Trainer
 
 from danlu.core.errors import ConfigError
+from danlu.models.adapters import AdapterConfig
 from danlu.train.optimizer import OptimizerConfig, build_optimizer, parameter_groups, set_learning_rate
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
@@ -15,7 +19,7 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "n
 
 def decay_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     """The parameters that decay, and those that do not."""
-    groups = parameter_groups(model, 0.1, {})
+    groups = parameter_groups(model, OptimizerConfig(weight_decay=0.1), {})
     return [[parameter for group in groups if (group["weight_decay"] > 0) == decays for parameter in group["params"]]
             for decays in (True, False)]
 
@@ -76,3 +80,48 @@ def test_the_same_training_gives_the_same_bits(tmp_path) -> None:
         list(trainer.fit())
         results.append(weights(trainer.root))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def adapted(target: list[str]) -> nn.Module:
+    """A model with its own head and adapters, also on the embeddings and with a bias and a magnitude where asked for."""
+    lm = Qwen3ForCausalLM(Qwen3Config(**SIZES, tie_word_embeddings=False))
+    return get_peft_model(lm, LoraConfig(r=2, target_modules=target, use_dora="q_proj" in target, bias="lora_only",
+                                         modules_to_save=["norm"]))
+
+
+@pytest.mark.parametrize("target", [["q_proj", "embed_tokens"], ["down_proj"]])
+def test_the_groups_of_lora_plus_are_those_of_peft(target: list[str]) -> None:
+    model = adapted(target)
+    config = OptimizerConfig(learning_rate=2e-3, loraplus_lr_ratio=16, weight_decay=0.1,
+                             **({"loraplus_lr_embedding": 3e-5} if "embed_tokens" in target else {}))
+    ours = build_optimizer(model, config, {})
+    set_learning_rate(ours, 2e-3)
+    theirs = create_loraplus_optimizer(model, torch.optim.AdamW, lr=2e-3, loraplus_lr_ratio=16,
+                                       loraplus_weight_decay=0.1, loraplus_lr_embedding=3e-5)
+    rates = [{parameter: group["lr"] for group in each.param_groups for parameter in group["params"]}
+             for each in (ours, theirs)]
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    mine, peers = ({names[parameter]: rate for parameter, rate in each.items()} for each in rates)
+    assert mine == pytest.approx(peers) and set(mine) == set(peers)
+    assert len(set(rates[0].values())) == (3 if "embed_tokens" in target else 2)
+
+
+def test_lora_plus_multiplies_the_rate_of_a_part() -> None:
+    model = adapted(["down_proj"])
+    config = OptimizerConfig(learning_rate=1e-3, loraplus_lr_ratio=4)
+    assert {group["scale"] for group in parameter_groups(model, config, {"base_model.": 3.0})} == {3.0, 12.0}
+    assert {group["scale"] for group in parameter_groups(model, OptimizerConfig(), {"base_model.": 3.0})} == {3.0}
+
+
+def test_rates_that_nothing_would_read_are_refused() -> None:
+    with pytest.raises(ValidationError, match="loraplus_lr_embedding is read with loraplus_lr_ratio only"):
+        OptimizerConfig(loraplus_lr_embedding=1e-5)
+    with pytest.raises(ConfigError, match="the embeddings have no adapters"):
+        build_optimizer(adapted(["down_proj"]), OptimizerConfig(loraplus_lr_ratio=4, loraplus_lr_embedding=1e-5))
+
+    class Both(OptimizerConfig, AdapterConfig):
+        """As stages have them."""
+
+    with pytest.raises(ValidationError, match="loraplus_lr_ratio is read with finetuning_type: lora only"):
+        Both(loraplus_lr_ratio=4)
+    assert Both(loraplus_lr_ratio=4, finetuning_type="lora").loraplus_lr_ratio == 4

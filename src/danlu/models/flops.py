@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from danlu.models.adapters import AdapterConfig
+
 
 @dataclass(frozen=True, slots=True)
 class Size:
@@ -26,6 +28,21 @@ class Size:
     def parameters(self) -> int:
         """All weights; tied embeddings once."""
         return self.trunk_parameters + self.vocab * self.width * (1 if self.tied else 2) + self.width
+
+    def trained_parameters(self, config: AdapterConfig) -> int:
+        """Weights that the settings let a training change: all, those of some layers, or the adapters'.
+
+        Adapters have r·(inputs + outputs) weights for each linear layer of the blocks. What named modules and targets hold
+        is not known before the model is open: all of a layer is counted.
+        """
+        table = self.vocab * self.width * (1 if self.tied else 2)
+        rows = 0 if config.train_rows_from is None else max(0, self.vocab - config.train_rows_from) * table // self.vocab
+        if config.finetuning_type == "freeze":
+            return abs(config.freeze_trainable_layers) * (self.trunk_parameters // self.layers) + rows
+        if config.finetuning_type == "lora":
+            sides = 4 * self.width + 2 * (self.attention_width + self.key_value_width) + 3 * (self.width + self.inner)
+            return self.layers * config.lora_rank * sides
+        return self.parameters if config.train_rows_from is None else self.parameters - table + rows
 
     def training_flops(self, num_tokens: float, num_sites: float, mean_length: float) -> float:
         """6·N·T for the trunk, 6·V·D for each site, 6·L·H·D·(length/2)·2 for causal attention."""

@@ -40,11 +40,12 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SiteStatistics:
-    """Per site: log p of the target; on request the entropy of the distribution (nats) and its most likely token."""
+    """Per site: log p of the target; on request the entropy of the distribution (nats), its most likely token, log Σ p²."""
 
     logprobs_S: Tensor
     entropy_S: Tensor | None = None
     argmax_S: Tensor | None = None
+    log_squares_S: Tensor | None = None
 
 
 class Workspace:
@@ -91,6 +92,7 @@ class _Pass:
         logp = torch.empty(num_sites, dtype=wide, device=h_SD.device)
         entropy = torch.empty_like(logp) if self.statistics else None
         argmax = torch.empty_like(y_S) if self.statistics else None
+        squares = torch.empty_like(logp) if self.statistics else None
         grad_h = torch.zeros_like(h_SD) if c_S is not None else None
         grad_w = torch.zeros_like(self.weight_VD) if c_S is not None and weight_grad else None
         grad_b = torch.zeros_like(self.bias_V) if grad_w is not None and self.bias_V is not None else None
@@ -104,9 +106,10 @@ class _Pass:
             else:
                 z = self.workspace.take(len(x), x, vocab) if kept_SV is None else kept_SV[part]
                 p, slope = self._probabilities(x, weight, y, logp[part], wide, z)
-            if entropy is not None and argmax is not None:
+            if entropy is not None and argmax is not None and squares is not None:
                 entropy[part] = torch.special.entr(p).sum(1)
                 argmax[part] = p.argmax(1)
+                squares[part] = 2 * torch.linalg.vector_norm(p, dim=1).log()
             if c_S is None or grad_h is None:
                 continue
             # d(c·logp)/dz = c·(onehot − p), through the soft cap's slope and the scale
@@ -124,7 +127,7 @@ class _Pass:
                 grad_b.sub_((p * c).sum(0)).index_add_(0, y, own[:, 0].to(grad_b.dtype))
         if not known:
             self._mend(h_SD, weight, y_S, logp)
-        return SiteStatistics(logp, entropy, argmax), grad_h, grad_w, grad_b
+        return SiteStatistics(logp, entropy, argmax, squares), grad_h, grad_w, grad_b
 
     def _probabilities(self, x: Tensor, weight: Tensor, y: Tensor, logp: Tensor, wide: torch.dtype, z: Tensor
                        ) -> tuple[Tensor, Tensor | None]:
@@ -193,16 +196,16 @@ class _Logprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h_SD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, y_S: Tensor, head: _Pass
-                ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+                ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         ctx.save_for_backward(h_SD, y_S)
         ctx.head, ctx.kept = head, None
         if head.grad and any(ctx.needs_input_grad) and head.can_keep(h_SD):
             ctx.kept = head.workspace.take(len(h_SD), h_SD, len(weight_VD))
             ctx.uses = head.workspace.uses
         found = head.run(h_SD, y_S, None, False, kept_SV=ctx.kept)[0]
-        rest = [item for item in (found.entropy_S, found.argmax_S) if item is not None]
-        ctx.mark_non_differentiable(*rest)
-        return found.logprobs_S, found.entropy_S, found.argmax_S
+        rest = (found.entropy_S, found.argmax_S, found.log_squares_S)
+        ctx.mark_non_differentiable(*(item for item in rest if item is not None))
+        return found.logprobs_S, *rest
 
     @staticmethod
     @once_differentiable
@@ -224,6 +227,6 @@ def weighted_sum(h_SD: Tensor, weight_VD: Tensor, y_S: Tensor, c_S: Tensor, *, w
 
 def logprobs(h_SD: Tensor, weight_VD: Tensor, y_S: Tensor, *, workspace: Workspace, bias_V: Tensor | None = None,
              shape: Shape = Shape(), statistics: bool = False) -> SiteStatistics:
-    """log p(y_s) for each site in nats, differentiable; with `statistics` also entropy and arg max, detached."""
+    """log p(y_s) for each site in nats, differentiable; with `statistics` also entropy, arg max and log Σp²."""
     head = _Pass(weight_VD, bias_V, shape, workspace, statistics, torch.is_grad_enabled())
     return SiteStatistics(*_Logprobs.apply(h_SD, weight_VD, bias_V, y_S, head))

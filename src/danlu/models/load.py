@@ -6,7 +6,7 @@ checkpoint. A model that packs wrongly falls back to one padded row per branch, 
 
 import copy
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -22,8 +22,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from danlu.core.errors import ConfigError, DataError, nearest
 from danlu.core.examples import Branch, Example
 from danlu.models import attention
-from danlu.models.adapters import AdapterConfig, add_adapters, merge, save_adapters
+from danlu.models.adapters import AdapterConfig, choose_trained, merge, save_adapters
+from danlu.models.freeze import join_rows
 from danlu.models.generate import evaluating, stop_ids_of
+from danlu.models.neftune import add_noise
+from danlu.models.quantize import is_quantised, merge_unquantised, opening_options
 from danlu.models.root import Root, Trunk, check_head
 from danlu.tokens.codec import num_ids
 
@@ -45,6 +48,7 @@ class Loaded(Generic[R]):
     tokenizer: Any
     adapted: nn.Module | None = None  # peft's wrapper, where adapters are trained
     notes: list[str] = field(default_factory=list)
+    base: str | None = None  # where the weights are as they were, if they are held quantised
 
     @property
     def lm(self) -> PreTrainedModel:
@@ -81,8 +85,10 @@ def load_model(source: str | Path, *, tokenizer: Any | None = None, device: torc
     tokenizer  one that is open already; default: the checkpoint's own
     adapter    the folder of a trained adapter to go on from; default: a fresh one
     """
+    bits = None if adapters is None else adapters.quantization_bit
+    options = opening_options(bits)
     try:
-        opened: Any = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, output_loading_info=True)
+        opened: Any = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, output_loading_info=True, **options)
     except (*UNREADABLE, RuntimeError) as error:
         raise ConfigError(f"no causal language model could be opened: {reason_of(error)}", where=str(source)) from None
     lm, info = opened
@@ -95,11 +101,13 @@ def load_model(source: str | Path, *, tokenizer: Any | None = None, device: torc
                           + (f" and {len(missing) - 1} more" if len(missing) > 1 else "") +
                           "; random ones would have taken their place", where=str(source),
                           hint="Is the download complete, and was the model saved with its head?")
-    return _ready(lm, tokenizer or load_tokenizer(source), device, adapters, seed, adapter)
+    loaded = _ready(lm, tokenizer or load_tokenizer(source), lm.device if options else device, adapters, seed, adapter)
+    loaded.base = str(source) if options else None
+    return loaded
 
 
 def new_model(architecture: Mapping[str, Any], tokenizer: Any, *, device: torch.device | str = "cpu",
-              dtype: torch.dtype = torch.float32, seed: int = 0) -> Loaded[Root]:
+              dtype: torch.dtype = torch.float32, adapters: AdapterConfig | None = None, seed: int = 0) -> Loaded[Root]:
     """A model with random weights. `architecture` is `model_type` and that type's own config keys.
 
     Vocabulary size and special tokens come from the tokenizer. Raises ConfigError for an unknown type or key.
@@ -108,7 +116,7 @@ def new_model(architecture: Mapping[str, Any], tokenizer: Any, *, device: torch.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return _ready(lm, tokenizer, device, None, seed)
+    return _ready(lm, tokenizer, device, adapters, seed)
 
 
 def new_config(architecture: Mapping[str, Any], tokenizer: Any | None, vocab_size: int | None = None) -> Any:
@@ -142,11 +150,11 @@ def new_config(architecture: Mapping[str, Any], tokenizer: Any | None, vocab_siz
 def _ready(lm: PreTrainedModel, tokenizer: Any, device: torch.device | str, adapters: AdapterConfig | None,
            seed: int, adapter: Path | None = None) -> Loaded[Root]:
     check_vocabulary(lm.config, tokenizer)
-    lm.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
-    adapted = None
-    if adapters is not None and adapters.finetuning_type == "lora":
-        adapted = add_adapters(lm, adapters, seed, adapter=adapter)
+    if lm.device != torch.device(device):
+        lm.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
+    adapted = None if adapters is None else choose_trained(lm, adapters, seed, adapter=adapter)
     root = Root(lm)
+    add_noise(root, None if adapters is None else adapters.neftune_noise_alpha)
     check_head(root)
     return Loaded(root, tokenizer, adapted, pack_if_possible(root))
 
@@ -187,7 +195,7 @@ def why_not_packed(root: Trunk) -> str | None:
         return f"its forward pass refuses packed rows: {str(error).splitlines()[0]}"
     difference = max(_distance(packed[:9], expected[0]), _distance(packed[9:15], expected[1][5:]),
                      _distance(packed[15:], expected[2]))
-    if difference < 1e-4 or (lm.dtype != torch.float32 and difference < 3e-2):
+    if difference < 1e-4 or ((lm.dtype != torch.float32 or is_quantised(lm)) and difference < 3e-2):
         return None
     attention.leave_packed(lm)
     return f"packed and alone differ by {difference:.2g}"
@@ -229,21 +237,31 @@ def check_vocabulary(config: Any, tokenizer: Any) -> None:
 def save_model(loaded: Loaded, folder: Path, stop_ids: list[int]) -> None:
     """Writes what `from_pretrained` opens: weights, config, tokenizer with its template, and the ids that end a turn.
 
-    Adapters are merged after a comparison of logits, and kept in `adapter/` beside the merged model.
+    Adapters are merged after a comparison of logits, and kept in `adapter/` beside the merged model. Those of a quantised
+    model are merged into the weights as they were before.
     """
     lm = loaded.lm
+    join_rows(lm)
     with torch.no_grad():
         if loaded.adapted is not None:
             save_adapters(loaded.adapted, folder / "adapter")
             ids = loaded.tokenizer("danlu 丹炉: 1, 2, 3.", add_special_tokens=False)["input_ids"]
-            lm = merge(loaded.adapted, lm, torch.tensor([ids], device=lm.device))
-    tokenizer = loaded.tokenizer
+            probe_BT = torch.tensor([ids], device=lm.device)
+            lm = merge(loaded.adapted, lm, probe_BT) if loaded.base is None else \
+                merge_unquantised(AutoModelForCausalLM, loaded.base, folder / "adapter", probe_BT)
+    write_model(lm, loaded.tokenizer, folder, stop_ids)
+
+
+def write_model(lm: PreTrainedModel, tokenizer: Any, folder: Path, stop_ids: Sequence[int],
+                max_shard_size: str | None = None) -> None:
+    """Writes a plain model with its tokenizer, in files of at most `max_shard_size` (transformers' own default if None)."""
     lm.generation_config = _generation_config(lm, tokenizer, stop_ids)
-    lm.save_pretrained(str(folder))
+    options: dict[str, Any] = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    lm.save_pretrained(str(folder), **options)
     copy_tokenizer(tokenizer, folder)
 
 
-def _generation_config(lm: PreTrainedModel, tokenizer: Any, stop_ids: list[int]) -> GenerationConfig:
+def _generation_config(lm: PreTrainedModel, tokenizer: Any, stop_ids: Sequence[int]) -> GenerationConfig:
     """The checkpoint's own, which stops at these ids too."""
     config = GenerationConfig() if lm.generation_config is None else copy.deepcopy(lm.generation_config)
     stops = sorted({*stop_ids, *stop_ids_of(lm)})
@@ -269,5 +287,9 @@ def copy_tokenizer(tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(str(folder))
     sample = "The 三国演义 has 120 chapters. 滚滚长江东逝水\n\tdef f(x): return x + 1  😀"
     again = load_tokenizer(folder)
+    if again.chat_template != tokenizer.chat_template and isinstance(tokenizer.chat_template, str):
+        # The step has chosen another template; transformers reads this file before all others.
+        (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8", newline="")
+        again = load_tokenizer(folder)
     if again(sample)["input_ids"] != tokenizer(sample)["input_ids"] or again.chat_template != tokenizer.chat_template:
         raise DataError("the saved tokenizer does not give the ids of the original", where=str(folder))

@@ -8,6 +8,7 @@ and nowhere else. The trunk is any transformers causal language model's base mod
     reading = ScoreRoot(lm)(batch)                                          # a reward model: reading.scores_N
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from danlu.data.batch import Batch
 from danlu.models import head
 from danlu.models.attention import leave_packed
 from danlu.models.generate import evaluating
+from danlu.models.neftune import EmbeddingNoise
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,13 +30,14 @@ class SiteReading:
 
     total       scalar Σ c·logp, differentiable; None unless coefficients were given
     logprobs_S  log p of each target, nats; differentiable unless coefficients were given
-    entropy_S, argmax_S  on request, detached
+    entropy_S, argmax_S, log_squares_S  on request, detached; the last is log Σ_v p_v²
     """
 
     logprobs_S: Tensor
     total: Tensor | None = None
     entropy_S: Tensor | None = None
     argmax_S: Tensor | None = None
+    log_squares_S: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +68,7 @@ class Trunk(nn.Module):
         self.lm = lm
         self.packs = packs
         self.autocast: torch.dtype | None = None  # the precision of the arithmetic, where it is not that of the weights
+        self.noise: EmbeddingNoise | None = None  # on the embeddings while training
 
     def batch(self, examples: list) -> Batch:
         """The examples in the form that this model takes."""
@@ -77,7 +81,8 @@ class Trunk(nn.Module):
             inputs |= {"position_ids": batch.position_ids_BT, "layout": batch.layout}
         else:
             inputs |= {"attention_mask": batch.attention_mask_BT}
-        with torch.autocast(batch.input_ids_BT.device.type, self.autocast, enabled=self.autocast is not None):
+        noise = nullcontext() if self.noise is None else self.noise.reading(batch)
+        with noise, torch.autocast(batch.input_ids_BT.device.type, self.autocast, enabled=self.autocast is not None):
             return self.lm.base_model(**inputs).last_hidden_state.flatten(0, 1)
 
 
@@ -91,6 +96,7 @@ class Root(Trunk):
         super().__init__(lm, packs)
         self.shape = head_shape(lm)
         self.num_ids: int | None = None
+        self.statistics = False  # whether every reading without coefficients brings its statistics along
         self._workspace = head.Workspace()
 
     def forward(self, batch: Batch, coefficients_S: Tensor | None = None, statistics: bool = False) -> SiteReading:
@@ -104,8 +110,9 @@ class Root(Trunk):
             weight_VD, bias_V = weight_VD[:self.num_ids], None if bias_V is None else bias_V[:self.num_ids]
         options: dict[str, Any] = {"bias_V": bias_V, "shape": self.shape, "workspace": self._workspace}
         if coefficients_S is None:
-            found = head.logprobs(site_SD, weight_VD, batch.site_target_S, statistics=statistics, **options)
-            return SiteReading(found.logprobs_S, None, found.entropy_S, found.argmax_S)
+            found = head.logprobs(site_SD, weight_VD, batch.site_target_S, statistics=statistics or self.statistics,
+                                  **options)
+            return SiteReading(found.logprobs_S, None, found.entropy_S, found.argmax_S, found.log_squares_S)
         total, logprobs_S = head.weighted_sum(site_SD, weight_VD, batch.site_target_S, coefficients_S, **options)
         return SiteReading(logprobs_S, total)
 
@@ -160,6 +167,7 @@ def scalar_head(lm: PreTrainedModel) -> str:
 def head_shape(lm: PreTrainedModel) -> head.Shape:
     """What the model does to its logits, as its config says. Raises ConfigError for a head that is no projection."""
     output = lm.get_output_embeddings()
+    output = dict(output.named_children()).get("original_module", output)  # of a head that adapters train whole
     if not isinstance(output, nn.Linear):
         raise ConfigError(f"the vocabulary head of {type(lm).__name__} is a {type(output).__name__}, not a plain linear "
                           "layer, and cannot be trained here", hint="Leave the head out of lora_target.")

@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification
 from transformers import logging as transformers_logging
 
 from danlu.core.errors import ConfigError, DataError
-from danlu.models.adapters import AdapterConfig, add_adapters, merge, save_adapters
+from danlu.models.adapters import AdapterConfig, choose_trained, merge, save_adapters
+from danlu.models.freeze import join_rows
 from danlu.models.generate import evaluating
 from danlu.models.load import (
     UNREADABLE,
@@ -26,6 +27,7 @@ from danlu.models.load import (
     pack_if_possible,
     reason_of,
 )
+from danlu.models.neftune import add_noise
 from danlu.models.root import ScoreRoot, scalar_head
 
 PAD_FILES = ("tokenizer_config.json", "special_tokens_map.json")
@@ -38,6 +40,8 @@ def load_scorer(source: str | Path, *, tokenizer: Any | None = None, device: tor
 
     Raises ConfigError where the folder holds no such model, or (without `new_head`) one without a scalar head.
     """
+    if adapters is not None and adapters.quantization_bit is not None:
+        raise ConfigError("a model that scores sequences is not trained quantised", key="quantization_bit")
     loud = transformers_logging.get_verbosity()
     try:
         transformers_logging.set_verbosity_error()  # that the head is new is what is wanted
@@ -62,8 +66,9 @@ def load_scorer(source: str | Path, *, tokenizer: Any | None = None, device: tor
     lm.to(device)
     root = ScoreRoot(lm)
     adapted = None
-    if adapters is not None and adapters.finetuning_type == "lora":
-        adapted = add_adapters(lm, adapters, seed, adapter=adapter, head=head)
+    if adapters is not None:
+        adapted = choose_trained(lm, adapters, seed, adapter=adapter, head=head)
+        add_noise(root, adapters.neftune_noise_alpha)
     loaded = Loaded(root, tokenizer, adapted)
     check_scores(root)
     loaded.notes += pack_if_possible(root)
@@ -90,6 +95,7 @@ def save_scorer(loaded: Loaded[ScoreRoot], folder: Path, stop_ids: list[int]) ->
     Adapters are merged after a comparison of scores, and kept in `adapter/` beside the merged model.
     """
     lm, tokenizer = loaded.lm, loaded.tokenizer
+    join_rows(lm)
     with torch.no_grad():
         if loaded.adapted is not None:
             save_adapters(loaded.adapted, folder / "adapter")

@@ -43,6 +43,24 @@ def adapter_of(context: Context) -> Path | None:
                       hint="Name a step with finetuning_type: lora, or a folder with adapter_config.json.")
 
 
+def use_adapters_template(context: Context, tokenizer: Any) -> None:
+    """Gives the tokenizer the chat template that the adapters of `adapter_name_or_path` were trained with.
+
+    It stands beside them, with the model that they were merged into. Nothing changes where no tokenizer of the same
+    vocabulary is there; a step's own `template` is set afterwards.
+    """
+    from danlu.models.load import load_tokenizer
+    from danlu.tokens.codec import vocabulary_of
+
+    text = context.settings.adapter_name_or_path
+    folder = None if text is None else context.inputs[text].require_folder()
+    if folder is None or not (folder / "tokenizer_config.json").is_file():
+        return
+    theirs = load_tokenizer(folder)
+    if theirs.chat_template and vocabulary_of(theirs) == vocabulary_of(tokenizer):
+        tokenizer.chat_template = theirs.chat_template
+
+
 def check_adapters(settings: Any, inputs: Mapping[str, Input]) -> None:
     """Raises ConfigError where what `adapter_name_or_path` names holds no adapters, or those of another model."""
     text = settings.adapter_name_or_path
@@ -70,8 +88,9 @@ def identities(context: Context, *keys: str) -> list[str]:
     return ["" if text is None else context.inputs[text].fingerprint for text in texts]
 
 
-def require_same_vocabulary(tokenizer: Any, other: Path | str, key: str) -> None:
-    """Raises ConfigError where a model that is asked about a policy's answers has another tokenizer or chat template."""
+def require_same_vocabulary(tokenizer: Any, other: Path | str, key: str, *, template: bool = True) -> None:
+    """Raises ConfigError where a model that is asked about a policy's answers has another tokenizer or, if `template`
+    matters, another chat template."""
     from danlu.models.load import load_tokenizer
     from danlu.tokens.chat import Chat
     from danlu.tokens.codec import vocabulary_of
@@ -81,7 +100,7 @@ def require_same_vocabulary(tokenizer: Any, other: Path | str, key: str) -> None
         raise ConfigError(f"the model of “{key}” reads other tokens than the policy writes", where=str(other), key=key,
                           hint="Name a model that comes from the same base, so that both have one tokenizer.")
     asked = [Message("user", "What is 2 + 2?")]
-    if Chat(others).prompt_ids(asked) != Chat(tokenizer).prompt_ids(asked):
+    if template and Chat(others).prompt_ids(asked) != Chat(tokenizer).prompt_ids(asked):
         raise ConfigError(f"the model of “{key}” has another chat template than the policy", where=str(other), key=key,
                           hint="Name a model with the same template; the scores of another form mean nothing.")
 

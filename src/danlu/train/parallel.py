@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils._pytree import SUPPORTED_NODES, register_dataclass
 
 from danlu.core.errors import ConfigError
+from danlu.models.freeze import layers_of
 from danlu.models.root import ActorCriticReading, ScoreReading, SiteReading
 
 T = TypeVar("T")
@@ -122,18 +123,6 @@ def be_deterministic() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def blocks_of(root: nn.Module) -> list[nn.Module]:
-    """The transformer blocks: the modules of the ModuleList that holds most parameters, the outermost such list."""
-    best: nn.ModuleList | None = None
-    most = 0
-    for module in root.modules():
-        if isinstance(module, nn.ModuleList):
-            held = sum(parameter.numel() for parameter in module.parameters())
-            if held > most:
-                best, most = module, held
-    return list(best) if best is not None else []
-
-
 def _make_readable() -> None:
     """Lets FSDP2 find the tensors inside a reading, whose gradients tell it that the backward pass begins."""
     for reading in (SiteReading, ScoreReading, ActorCriticReading):
@@ -150,7 +139,7 @@ def shard(root: M, world: World) -> M:
     if world.size == 1:
         return root
     _make_readable()
-    for block in blocks_of(root):
+    for block in layers_of(root)[1]:
         fully_shard(block, mesh=world.mesh)
     fully_shard(root, mesh=world.mesh)
     return root
