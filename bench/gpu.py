@@ -115,7 +115,7 @@ def check_aligned() -> bool:
         batch = scorer.batch(examples).to(device)
         with torch.no_grad():
             read = scorer(batch)
-            loss = DPO(0.1)(policy(batch), batch).total
+            loss = DPO()(policy(batch), batch).total
         answers = generate(policy.lm, prompts, max_new_tokens=24, stop_ids=[], pad_id=0)
         found[device] = [read.scores_N.cpu(), read.values_S.cpu(), loss.cpu(), [answer.tokens for answer in answers]]
     far = [float((one - other).abs().max()) for one, other in zip(found["cpu"][:3], found["cuda"][:3])]

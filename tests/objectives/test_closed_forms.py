@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from danlu.core.examples import Branch, Example
 from danlu.data.batch import Batch
+from danlu.objectives.pair_losses import Terms
 from danlu.objectives.policy import PPO
 from danlu.objectives.preference import DPO
 from danlu.objectives.reward import Pairwise
@@ -84,7 +85,7 @@ def minimise(objective: DPO | Pairwise, table: Table) -> None:
 def test_dpo_finds_the_optimum(beta: float) -> None:
     table = Table()
     assert total_variation(table.policy(), optimum(beta)) > 0.2
-    minimise(DPO(beta), table)
+    minimise(DPO(Terms(beta)), table)
     assert total_variation(table.policy(), optimum(beta)) < 1e-4
 
 

@@ -14,10 +14,15 @@ from small_models import VOCAB, make_root
 
 from danlu.core.examples import Branch, Example
 from danlu.data.batch import Batch
+from danlu.objectives.pair_losses import Terms
 from danlu.objectives.preference import DPO
 
 OBJECTIVES: list[dict[str, Any]] = [
     {}, {"beta": 0.5}, {"rpo_alpha": 0.5}, {"beta": 2.0, "rpo_alpha": 1.5, "rpo_form": "scaled"}]
+
+
+def dpo(beta: float = 0.1, **options: Any) -> DPO:
+    return DPO(Terms(beta), **options)
 
 
 def pairs(count: int, seed: int = 0) -> list[Example]:
@@ -50,10 +55,10 @@ def reading_of(values: Any) -> SimpleNamespace:
 def test_worked_numbers_where_policy_and_reference_agree(options: dict[str, Any], expected: float) -> None:
     """Of the chosen answer's two tokens the mean log-probability is −1.5."""
     batch = one_pair([-1.0, -2.0], [-3.0, -0.25, -7.0])
-    loss = DPO(**options)(reading_of(batch.columns["ref_logprobs"]), batch)
+    loss = dpo(**options)(reading_of(batch.columns["ref_logprobs"]), batch)
     assert loss.total.item() == pytest.approx(expected, abs=1e-6)
-    assert float(loss.metrics["accuracy"]) == 0.5
-    assert [float(loss.metrics[name]) for name in ("margin", "rewards/chosen", "rewards/rejected")] == [0.0, 0.0, 0.0]
+    assert float(loss.metrics["rewards/accuracies"]) == 0.5
+    assert not any(float(loss.metrics[f"rewards/{name}"]) for name in ("margins", "chosen", "rejected"))
     assert float(loss.metrics["logps/chosen"]) == -3.0 and float(loss.metrics["logps/rejected"]) == -10.25
 
 
@@ -62,8 +67,8 @@ def test_a_worked_pair_that_has_moved_apart() -> None:
     batch = one_pair([-3.0, -2.0], [-1.0])
     loss = DPO()(reading_of([-1.0, -1.0, -5.0]), batch)
     assert loss.total.item() == pytest.approx(0.403186, abs=1e-6)
-    assert {name: float(loss.metrics[name]) for name in ("rewards/chosen", "rewards/rejected", "margin", "accuracy")} == \
-        pytest.approx({"rewards/chosen": 0.3, "rewards/rejected": -0.4, "margin": 0.7, "accuracy": 1.0})
+    expected = {"rewards/chosen": 0.3, "rewards/rejected": -0.4, "rewards/margins": 0.7, "rewards/accuracies": 1.0}
+    assert {name: float(loss.metrics[name]) for name in expected} == pytest.approx(expected)
 
 
 def plain(batch: Batch, logprobs: np.ndarray, beta: float = 0.1, rpo_alpha: float | None = None,
@@ -90,10 +95,12 @@ def plain(batch: Batch, logprobs: np.ndarray, beta: float = 0.1, rpo_alpha: floa
             loss = loss + rpo_alpha * nll if rpo_form == "additive" else rpo_alpha * loss + nll
         accuracy = 1.0 if chosen > rejected else 0.5 if chosen == rejected else 0.0
         category = batch.categories[int(batch.branch_category_N[c])]
-        for name, value in {"total": loss, "accuracy": accuracy, "margin": chosen - rejected, "rewards/chosen": chosen,
-                            "rewards/rejected": rejected, "logps/chosen": logp[c], "logps/rejected": logp[r],
-                            f"loss/{category}": loss, f"count/loss/{category}": 1.0, f"accuracy/{category}": accuracy,
-                            f"count/accuracy/{category}": 1.0}.items():
+        for name, value in {"total": loss, "rewards/accuracies": accuracy, "rewards/margins": chosen - rejected,
+                            "rewards/chosen": chosen, "rewards/rejected": rejected, "logps/chosen": logp[c],
+                            "logps/rejected": logp[r],
+                            f"loss/{category}": loss, f"count/loss/{category}": 1.0,
+                            f"rewards/accuracies/{category}": accuracy,
+                            f"count/rewards/accuracies/{category}": 1.0}.items():
             add(name, value)
     return found
 
@@ -103,7 +110,7 @@ def plain(batch: Batch, logprobs: np.ndarray, beta: float = 0.1, rpo_alpha: floa
 def test_equals_numpys_formula(seed: int, count: int, options: dict[str, Any], scale: float) -> None:
     batch = Batch.pack(pairs(count, seed))
     logprobs = -np.random.default_rng(seed).exponential(scale, batch.num_sites)
-    objective = DPO(**options)
+    objective = dpo(**options)
     loss = objective(reading_of(logprobs), batch)
     assert objective.count(batch) == count and objective.coefficients(batch) is None
     assert loss.total.requires_grad
@@ -116,7 +123,7 @@ def test_equals_numpys_formula(seed: int, count: int, options: dict[str, Any], s
 def test_gradient_equals_autograds_of_the_plain_formula(options: dict[str, Any]) -> None:
     batch = Batch.pack(pairs(5, seed=3))
     reading = reading_of(-np.random.default_rng(1).exponential(2.0, batch.num_sites))
-    DPO(**options)(reading, batch).total.backward()
+    dpo(**options)(reading, batch).total.backward()
     logp_S = reading.logprobs_S.detach().clone().requires_grad_()
     beta, alpha = options.get("beta", 0.1), options.get("rpo_alpha")
     total = torch.zeros((), dtype=torch.float64)
@@ -137,7 +144,7 @@ def test_gradient_equals_autograds_of_the_plain_formula(options: dict[str, Any])
 def test_extreme_margins_stay_finite(margin: float) -> None:
     """Far on the right side nothing pushes any more; far on the wrong side the push is β, never more."""
     reading = SimpleNamespace(logprobs_S=torch.tensor([margin, 0.0], requires_grad=True))
-    loss = DPO(beta=0.5)(reading, one_pair([0.0], [0.0])).total
+    loss = dpo(0.5)(reading, one_pair([0.0], [0.0])).total
     loss.backward()
     assert loss.item() == max(0.0, -0.5 * margin)
     assert reading.logprobs_S.grad.tolist() == ([0.0, 0.0] if margin > 0 else [-0.5, 0.5])
@@ -147,14 +154,14 @@ def test_long_answers_keep_their_difference() -> None:
     """4,000 tokens of −1.1 nats against a reference of −1.1001: the log-ratio is 0.4 in spite of float32 inputs."""
     batch = one_pair([-1.1001] * 4000, [-1.1] * 4000)
     logprobs = torch.full((8000,), -1.1).requires_grad_()
-    margin = DPO(beta=1.0)(SimpleNamespace(logprobs_S=logprobs), batch).metrics["margin"]
+    margin = dpo(1.0)(SimpleNamespace(logprobs_S=logprobs), batch).metrics["rewards/margins"]
     assert float(margin) == pytest.approx(4000 * (float(np.float32(-1.1)) - float(np.float32(-1.1001))), abs=1e-9)
 
 
 @pytest.mark.parametrize("options", OBJECTIVES)
 def test_neither_cutting_nor_padding_changes_a_sum(options: dict[str, Any]) -> None:
     root, plain_root, examples = make_root("llama"), make_root("llama", probe=False), pairs(7)
-    objective = DPO(**options)
+    objective = dpo(**options)
 
     def sums(batches: list[Batch], root: torch.nn.Module) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -192,7 +199,7 @@ def test_nothing_to_learn_still_carries_the_graph() -> None:
 
 def test_what_cannot_be_meant_is_refused() -> None:
     with pytest.raises(AssertionError, match="none of sigmoid"):
-        DPO(loss="sigmoyd")
+        DPO(losses={"sigmoyd": 1.0})
     with pytest.raises(AssertionError):
         DPO(rpo_form="other")
     batch = Batch.pack(pairs(2))

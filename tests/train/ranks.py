@@ -9,11 +9,17 @@ import sys
 from pathlib import Path
 
 import torch
-from small import SETTINGS, Poisoned, freeze_some, make_trainer, ragged_examples, tiny_root
+from small import SETTINGS, Poisoned, compared_examples, freeze_some, make_trainer, ragged_examples, tiny_root
 
+from danlu.objectives.pair_losses import Terms
+from danlu.objectives.preference import preference_objective
+from danlu.objectives.unpaired import unpaired_objective
+from danlu.train.evaluate import held_out_loss
 from danlu.train.parallel import World, shard
 
 EVALUATED = SETTINGS.model_copy(update={"eval_steps": 4, "save_steps": 4})
+# Objectives that couple all examples of a step, by name.
+COUPLED = {"aot": preference_objective(Terms(), {"aot": 1.0, "bco": 0.5}), "kto": unpaired_objective("kto")}
 ONE_BY_ONE = SETTINGS.model_copy(update={"global_batch_size": 1, "max_steps": 4})
 
 
@@ -32,6 +38,8 @@ def main(folder: Path) -> None:
     frozen = freeze_some(tiny_root(tied=False))
     train(make_trainer(folder / "frozen", SETTINGS, world, root=frozen, distribute=split))
     train(make_trainer(folder / "read", EVALUATED, world, distribute=lambda root: read(split(root)), evaluate=held_out))
+    for name in COUPLED:
+        train(make_coupled(folder, name, world, split))
     poisoned = Poisoned({3}, active=world.rank == world.size - 1)
     train(make_trainer(folder / "poisoned", SETTINGS, world, distribute=split, objective=poisoned))
     talk(folder, world)
@@ -44,6 +52,14 @@ def train(trainer, steps: int | None = None) -> None:
         if info.step == steps:
             break
     trainer.save()
+
+
+def make_coupled(folder: Path, name: str, world: World | None = None, split=lambda root: root):
+    """A trainer of a coupled objective, which is evaluated on what it is trained on."""
+    trainer = make_trainer(folder / name, EVALUATED, world, distribute=split, objective=COUPLED[name],
+                           examples=compared_examples(judged=name == "kto"), evaluate=lambda root: {"eval_loss": 0.0})
+    trainer.evaluate = held_out_loss(trainer.loader.store, COUPLED[name], trainer.world, 40)
+    return trainer
 
 
 def read(root):

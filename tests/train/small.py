@@ -44,6 +44,22 @@ def ragged_examples(count: int = 33, seed: int = 0) -> list[Example]:
     return examples
 
 
+def compared_examples(count: int = 21, seed: int = 3, judged: bool = False) -> list[Example]:
+    """Pairs of answers, or single ones with a label and an answer to another prompt, with what a reference says of them."""
+    rng = np.random.default_rng(seed)
+    examples = []
+    for number in range(count):
+        branches = []
+        for label in ([1.0, -1.0, -1.0][number % 3], 0.0):
+            length = rng.integers(1, 12)
+            columns = {"ref_logprobs": -rng.exponential(4.0, length)}
+            columns |= {"label": np.full(length, label)} if judged else {}
+            branches.append(Branch(rng.integers(1, VOCAB, length), None, columns))
+        stem = rng.integers(1, VOCAB, rng.integers(1, 6))
+        examples.append(Example(stem, tuple(branches), "source", "ab"[number % 2], f"e{number}"))
+    return examples
+
+
 def make_trainer(folder: Path, settings: TrainSettings = SETTINGS, world: World | None = None, *,
                  root: Root | None = None, examples: list[Example] | None = None,
                  distribute: Callable[[Root], Root] = lambda root: root, objective: Any = None,

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import EVALUATED, ONE_BY_ONE, held_out, train
+from ranks import COUPLED, EVALUATED, ONE_BY_ONE, held_out, make_coupled, train
 from safetensors.torch import load_file
 from small import SETTINGS, Poisoned, freeze_some, make_trainer, tiny_root
 
+from danlu.models.freeze import layers_of
 from danlu.train.log import read_log
-from danlu.train.parallel import World, blocks_of, shard
+from danlu.train.parallel import World, shard
 
 HERE = Path(__file__).parent
 
@@ -33,6 +34,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     train(make_trainer(one / "one-by-one", ONE_BY_ONE))
     train(make_trainer(one / "frozen", root=freeze_some(tiny_root(tied=False))))
     train(make_trainer(one / "read", EVALUATED, evaluate=held_out))
+    for name in COUPLED:
+        train(make_coupled(one, name))
     train(make_trainer(one / "poisoned", objective=Poisoned({3})))
     return two, one
 
@@ -54,7 +57,7 @@ def assert_alike(left: Path, right: Path) -> None:
             torch.testing.assert_close(a[key], b[key], rtol=2e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", ["plain", "one-by-one", "frozen", "read", "poisoned"])
+@pytest.mark.parametrize("name", ["plain", "one-by-one", "frozen", "read", "poisoned", *COUPLED])
 def test_two_ranks_train_as_one(trained: tuple[Path, Path], name: str) -> None:
     two, one = trained
     assert_alike(two / name, one / name)
@@ -116,8 +119,8 @@ def test_dealing_gives_every_item_once_and_equally_many_to_all(size: int, items:
 
 def test_blocks_are_the_transformer_layers() -> None:
     root = tiny_root()
-    assert blocks_of(root) == list(root.lm.model.layers)
-    assert blocks_of(torch.nn.Linear(2, 2)) == []
+    assert layers_of(root)[1] == list(root.lm.model.layers)
+    assert layers_of(torch.nn.Linear(2, 2)) == ("", [])
 
 
 def test_settings_of_the_launched_trainings_have_odd_micro_batches() -> None:

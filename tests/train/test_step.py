@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from small import Poisoned, ragged_examples, tiny_root, weights
+from small import Poisoned, compared_examples, ragged_examples, tiny_root, weights
 
 from danlu.core.errors import DataError
 from danlu.data.batch import Batch
 from danlu.data.pack import micro_batches
+from danlu.objectives.branches import Coupled
 from danlu.objectives.language import Language
+from danlu.objectives.preference import DPO
 from danlu.train.optimizer import OptimizerConfig, build_optimizer
 from danlu.train.parallel import World
 from danlu.train.step import gradient_norm, is_out_of_memory, means, reseed, train_step
@@ -157,3 +159,22 @@ def test_gradient_norm_is_that_of_all_gradients_in_one_row() -> None:
     parameters = [parameter for parameter in root.parameters() if parameter.grad is not None]
     row = torch.cat([parameter.grad.double().flatten() for parameter in parameters])
     assert gradient_norm(parameters) == pytest.approx(float(row.norm()), rel=1e-6)
+
+
+def test_a_coupled_objective_is_surveyed_under_the_dropout_that_it_learns_under() -> None:
+    """A loss that couples nothing gives the same step, whether it is surveyed first or not."""
+    found = []
+    for objective in (DPO(), Coupled(DPO())):
+        root = tiny_root(dropout=0.4)
+        root.train()
+        optimizer = torch.optim.SGD(root.parameters(), lr=0.1)
+        batches = [Batch.pack(compared_examples(7)[start:start + 3]) for start in (0, 3, 6)]
+        info = train_step(root, objective, batches, optimizer, world=World(), seed=4, step=2, max_grad_norm=0.0)
+        found.append((info, weights(root)))
+    (direct, left), (surveyed, right) = found
+    assert surveyed.loss == pytest.approx(direct.loss, rel=1e-6) and direct.count == surveyed.count == 7
+    assert dict(surveyed.metrics) == pytest.approx(dict(direct.metrics), rel=1e-5, abs=1e-7)
+    before = weights(tiny_root())
+    for name, value in left.items():
+        torch.testing.assert_close(right[name], value, rtol=1e-4, atol=1e-6)
+    assert any(not torch.equal(before[name], value) for name, value in left.items())

@@ -18,6 +18,7 @@ from danlu.core.errors import DataError
 from danlu.data.store import ExampleStore
 from danlu.pipeline.context import Context
 from danlu.pipeline.examples import Prepared
+from danlu.pipeline.models import place, require_same_vocabulary
 from danlu.pipeline.training import Compute
 from danlu.rollout.scoring import reference_column
 from danlu.tokens.pairs import REFERENCE
@@ -32,8 +33,10 @@ def with_reference(context: Context, prepared: Prepared, compute: Compute, load:
     load      gives the reference's root; called only where it is needed
     identity  the fingerprints of the models that it is made of
     """
-    key = digest({"schema": SCHEMA, "examples": prepared.artifact.fingerprint, "model": identity,
-                  "precision": compute.precision})
+    asked = {"schema": SCHEMA, "examples": prepared.artifact.fingerprint, "model": identity, "precision": compute.precision}
+    if context.settings.ref_model is None and context.settings.quantization_bit is not None:
+        asked["quantization_bit"] = context.settings.quantization_bit  # the step's own model says it, held in so many bits
+    key = digest(asked)
     final = context.work.parent / f"reference-{key[:8]}"
     if not compute.world.agree(final.exists()):
         _write(context, prepared, compute, load(), final, key)
@@ -43,6 +46,19 @@ def with_reference(context: Context, prepared: Prepared, compute: Compute, load:
     held_out = prepared.held_out and prepared.held_out.with_column(REFERENCE, final / "eval.bin")
     return replace(prepared, train=prepared.train.with_column(REFERENCE, final / "train.bin"), held_out=held_out,
                    reference=final.name)
+
+
+def reference_root(context: Context, compute: Compute, tokenizer: Any, root: Any) -> Any:
+    """The root of a step's reference: the step's own, which has not been trained yet, or that of its `ref_model`."""
+    from danlu.models.load import load_model
+    from danlu.train.parallel import shard
+
+    if context.settings.ref_model is None:
+        return root
+    folder = place(context.inputs[context.settings.ref_model])
+    require_same_vocabulary(tokenizer, folder, "ref_model", template=False)  # it reads the policy's tokens as they are
+    loaded = load_model(folder, tokenizer=tokenizer)
+    return shard(compute.ready(loaded, context.settings, context).root, compute.world)
 
 
 def _write(context: Context, prepared: Prepared, compute: Compute, root: Any, final: Path, key: str) -> None:

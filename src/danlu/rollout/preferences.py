@@ -49,7 +49,7 @@ def sampled_preferences(loaded: Any, task: Task, records: Sequence[Preference], 
 def _prompt_ids(chat: Chat, record: Preference) -> list[int]:
     """The prompt's tokens; none where the template refuses it."""
     try:
-        return chat.prompt_ids(record.messages)
+        return chat.prompt_ids(record.messages, record.tools)
     except DataError:
         return []
 

@@ -17,8 +17,9 @@ from torch.distributed.tensor import DTensor
 
 from danlu.core.errors import DataError
 from danlu.data.batch import Batch
+from danlu.objectives.branches import Coupled
 from danlu.objectives.language import LossSum
-from danlu.train.parallel import World
+from danlu.train.parallel import World, split_again
 
 
 class Objective(Protocol):
@@ -55,7 +56,7 @@ class StepInfo:
     seconds: float = field(default=0.0, compare=False)
 
 
-def train_step(root: nn.Module, objective: Objective, micro_batches: Sequence[Batch],
+def train_step(root: nn.Module, objective: Objective | Coupled, micro_batches: Sequence[Batch],
                optimizer: torch.optim.Optimizer, *, world: World, seed: int, step: int,
                max_grad_norm: float) -> StepInfo:
     """One optimizer step: the gradient of (sum of losses over all micro-batches and ranks) / (global count of units).
@@ -66,11 +67,12 @@ def train_step(root: nn.Module, objective: Objective, micro_batches: Sequence[Ba
     assert count > 0, "the whole step has something to learn"
     meter = Meter()
     optimizer.zero_grad(set_to_none=True)
-    for place, batch in enumerate(micro_batches):
+    parts = _shares(root, objective, micro_batches, world=world, seed=seed, step=step)
+    for place, (batch, part) in enumerate(zip(micro_batches, parts, strict=True)):
         reseed(seed, "dropout", step, place * world.size + world.rank)
         batch = batch.to(world.device)
-        reading = root(batch, coefficients_S=objective.coefficients(batch))
-        loss = objective(reading, batch)
+        reading = root(batch, coefficients_S=part.coefficients(batch))
+        loss = part(reading, batch)
         (loss.total * (world.size / count)).backward()  # the ranks' gradients are averaged, which undoes world.size
         meter.add(loss)
     sums = meter.read(world)
@@ -83,6 +85,25 @@ def train_step(root: nn.Module, objective: Objective, micro_batches: Sequence[Ba
         update(optimizer)
     optimizer.zero_grad(set_to_none=True)
     return StepInfo(step + 1, sums["total"] / count, means(sums, count), count, norm, not finite)
+
+
+def _shares(root: nn.Module, objective: Objective | Coupled, micro_batches: Sequence[Batch], *, world: World, seed: int,
+            step: int) -> Sequence[Objective]:
+    """What each micro-batch learns: the objective, or where it couples the whole step its share of that.
+
+    For the shares every micro-batch of every rank is read once without gradients, under the dropout that it will have.
+    """
+    if not isinstance(objective, Coupled):
+        return [objective] * len(micro_batches)
+    tables = []
+    with torch.no_grad():
+        for place, batch in enumerate(micro_batches):
+            reseed(seed, "dropout", step, place * world.size + world.rank)
+            batch = batch.to(world.device)
+            tables.append(objective.survey(root(batch), batch))
+    split_again(root)
+    rounds = zip(*world.gather(tables), strict=True)  # in the order in which the micro-batches were dealt
+    return objective.shares([table for one in rounds for table in one])[world.rank::world.size]
 
 
 def reseed(seed: int, purpose: str, *place: int) -> None:

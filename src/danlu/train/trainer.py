@@ -35,6 +35,7 @@ from danlu.data.loader import StepBatch
 from danlu.data.pack import micro_batches
 from danlu.models.generate import evaluating
 from danlu.models.root import ActorCritic, Root, ScoreRoot
+from danlu.objectives.branches import Coupled
 from danlu.train import checkpoint
 from danlu.train.checkpoint import TrainState
 from danlu.train.log import LOG, TIMINGS, TrainLog, draw_loss, finite
@@ -141,7 +142,7 @@ class Trainer:
     """
 
     root: Trainable
-    objective: Objective
+    objective: Objective | Coupled
     loader: Batches
     settings: TrainSettings
     folder: Path

@@ -7,6 +7,7 @@ STAGES = {
     "sft": "danlu.pipeline.stages.sft",
     "rm": "danlu.pipeline.stages.rm",
     "dpo": "danlu.pipeline.stages.dpo",
+    "kto": "danlu.pipeline.stages.kto",
     "ppo": "danlu.pipeline.stages.ppo",
     "eval": "danlu.pipeline.stages.eval",
 }

@@ -1,25 +1,34 @@
 """Stage `dpo`: direct preference optimisation of a chat model against a reference, whose opinion is computed once.
 
     preferred: {stage: dpo, model: chat, dataset: [preferences.jsonl, task:skills], pref_beta: 0.1}
+    preferred: {stage: dpo, model: chat, dataset: preferences.jsonl, pref_loss: simpo, pref_beta: 2.0, simpo_gamma: 0.5}
+    preferred: {stage: dpo, model: chat, dataset: preferences.jsonl, pref_loss: [sigmoid, sft], loss_weights: [1, 0.2]}
 
 The reference is the model as it is before training (with its adapters, if it goes on from some), or `ref_model`. Its
-log-probabilities are a column of the examples; those that the data bring along are used as they are.
+log-probabilities are a column of the examples; those that the data bring along are used as they are (but for LD-DPO, which
+needs them token by token). Where no loss reads a reference none is asked.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from danlu.core.config import Config
 from danlu.models.adapters import AdapterConfig
+from danlu.objectives.pair_losses import LOSSES, READ_BY_SOME, Divergence, PrefLoss, Terms, unread
 from danlu.pipeline.context import FILES, HUB, Amount, Context, Forecast, Input, Reference
 from danlu.pipeline.examples import Prepared
-from danlu.pipeline.models import adapter_of, identities, model_config, place, require_same_vocabulary, tokenizer_of
+from danlu.pipeline.models import adapter_of, identities, model_config, tokenizer_of
 from danlu.pipeline.pairs import PairConfig, check_pairs, pair_references, prepare_pairs
-from danlu.pipeline.reference import with_reference
+from danlu.pipeline.reference import reference_root, with_reference
 from danlu.pipeline.training import Compute, MachineConfig, forecast_training, run_training
 from danlu.train.trainer import TrainSettings
+
+if TYPE_CHECKING:
+    from danlu.objectives.branches import Coupled
+    from danlu.objectives.preference import DPO
 
 KIND = "model"
 SCHEMA = 1
@@ -27,21 +36,80 @@ RESUMES = True
 DISTRIBUTED = True
 
 
-class Settings(PairConfig, TrainSettings, AdapterConfig, MachineConfig):
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class LossConfig(Config):
+    """What a pair costs. Names as in LLaMA-Factory and TRL."""
+
+    pref_beta: float = Field(
+        0.1, gt=0, allow_inf_nan=False, description="how strongly the model is held to the reference; a scale of rewards")
+    pref_loss: PrefLoss | list[PrefLoss] = Field("sigmoid", description="the loss of a pair, or several; sigmoid is DPO")
+    loss_weights: list[Weight] | None = Field(
+        None, description="weights of several losses, in their order; default: 1 each")
+    dpo_label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of pairs that may be the wrong way round")
+    rpo_alpha: Weight | None = Field(None, description="weight of the language modelling loss of the chosen answer")
+    rpo_form: Literal["additive", "scaled"] = Field(
+        "additive", description="additive: loss + alpha · nll; scaled: alpha · loss + nll, as older trainers have it")
+    pref_ftx: Weight | None = Field(None, description="LLaMA-Factory's name of rpo_alpha in its additive form")
+    ld_alpha: float | None = Field(None, ge=0, le=1, description="LD-DPO: weight of tokens beyond the shorter answer")
+    use_weighting: bool = Field(False, description="WPO: pairs count as much as they are the model's own")
+    f_divergence_type: Divergence = Field("reverse_kl", description="f-DPO: what holds the model to the reference")
+    f_alpha_divergence_coef: float = Field(0.5, gt=0, le=1, description="α of alpha_divergence, as in the paper of f-DPO")
+    reference_free: bool = Field(False, description="leave the reference out: log-probabilities instead of log-ratios")
+    simpo_gamma: Weight = Field(0.5, description="SimPO: the margin that the rewards should keep")
+    cpo_alpha: Weight = Field(1.0, description="CPO: weight of the chosen answer's negative log-likelihood")
+    discopop_tau: float = Field(0.05, gt=0, le=1, description="DiscoPOP: the temperature of its mixture")
+
+    def losses(self) -> dict[str, float]:
+        """The losses by name with their weights."""
+        names = [self.pref_loss] if isinstance(self.pref_loss, str) else self.pref_loss
+        return dict(zip(names, self.loss_weights or [1.0] * len(names)))
+
+    def asks_reference(self) -> bool:
+        """Whether what a reference says changes the loss."""
+        return not self.reference_free and any(LOSSES[name].reference for name in self.losses())
+
+    @model_validator(mode="after")
+    def _losses_fit(self) -> "LossConfig":
+        names = [self.pref_loss] if isinstance(self.pref_loss, str) else self.pref_loss
+        if not names or len(set(names)) < len(names):
+            raise ValueError("pref_loss names a loss or several different ones")
+        if self.loss_weights is not None and (isinstance(self.pref_loss, str) or len(self.loss_weights) != len(names)):
+            raise ValueError("loss_weights has one weight for each of several losses in pref_loss")
+        if self.loss_weights is not None and not sum(self.loss_weights):
+            raise ValueError("loss_weights are all 0, so nothing would be learned")
+        for setting in sorted(self.model_fields_set & READ_BY_SOME):
+            others = unread(names, setting)
+            if others:
+                told = ", ".join(name for name, loss in LOSSES.items() if setting in loss.reads)
+                raise ValueError(f"{setting} is not read by pref_loss {' and '.join(others)}, only by: {told}")
+        if "f_alpha_divergence_coef" in self.model_fields_set and self.f_divergence_type != "alpha_divergence":
+            raise ValueError("f_alpha_divergence_coef is read with f_divergence_type: alpha_divergence only")
+        if "exo_pair" in names and not self.dpo_label_smoothing:
+            raise ValueError("exo_pair needs a dpo_label_smoothing above 0; its paper takes 1e-3")
+        return self
+
+    @model_validator(mode="after")
+    def _likelihood_is_meant_once(self) -> "LossConfig":
+        if "rpo_form" in self.model_fields_set and self.rpo_alpha is None:
+            raise ValueError("rpo_form is read with rpo_alpha only")
+        if self.rpo_alpha is not None and self.pref_ftx is not None:
+            raise ValueError("rpo_alpha and pref_ftx are one thing by two names: set one of them")
+        return self
+
+
+class Settings(PairConfig, LossConfig, TrainSettings, AdapterConfig, MachineConfig):
     """The keys of a preference step."""
 
     model: str = Field(description="a step, folder or hub id: the model that is trained")
     ref_model: str | None = Field(None, description="the reference; default: the model before training")
-    pref_beta: float = Field(0.1, gt=0, description="how strongly the model is held to the reference")
-    pref_loss: Literal["sigmoid"] = Field("sigmoid", description="the loss of a pair: sigmoid is DPO")
-    rpo_alpha: float | None = Field(None, ge=0, description="weight of the language modelling loss of the chosen answer")
-    rpo_form: Literal["additive", "scaled"] = Field(
-        "additive", description="additive: loss + alpha · nll; scaled: alpha · loss + nll, as older trainers have it")
 
     @model_validator(mode="after")
-    def _dpo_reads_all(self) -> "Settings":
-        if "rpo_form" in self.model_fields_set and self.rpo_alpha is None:
-            raise ValueError("rpo_form is read with rpo_alpha only")
+    def _reference_is_read(self) -> "Settings":
+        if self.ref_model is not None and not self.asks_reference():
+            raise ValueError(f"ref_model would not be read: {'reference_free is set' if self.reference_free else ''}"
+                             f"{'' if self.reference_free else ' and '.join(self.losses()) + ' needs no reference'}")
         return self
 
 
@@ -54,10 +122,13 @@ def references(settings: Settings) -> list[Reference]:
 
 
 def forecast(settings: Settings, inputs: Mapping[str, Input]) -> Forecast:
-    """The policy's passes, and the reference's one pass, which costs a third of an epoch."""
+    """The policy's passes, and the reference's one pass, which costs a third of an epoch; losses that couple a step read
+    every batch once more."""
     found = forecast_training(settings, inputs, model_config(settings, inputs), share_learned=0.7, task_tokens=32,
                               mean_length=min(settings.cutoff_len, 300))
-    more = 1 + 1 / (3 * settings.num_train_epochs) if settings.max_steps is None else 4 / 3
+    more = 4 / 3 if any(LOSSES[name].coupled for name in settings.losses()) else 1.0
+    if settings.asks_reference():
+        more += 1 / (3 * settings.num_train_epochs) if settings.max_steps is None else 1 / 3
 
     def grown(amount: Amount | None) -> Amount | None:
         return None if amount is None else Amount(amount.value * more, amount.exact)
@@ -73,7 +144,6 @@ def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
 def run(context: Context) -> dict[str, Any]:
     """Reads, encodes, asks the reference, trains and saves."""
     from danlu.models.load import Loaded, load_model, load_tokenizer, save_model, without_dropout
-    from danlu.objectives.preference import DPO
 
     settings = context.settings
     source = tokenizer_of(context)
@@ -83,31 +153,30 @@ def run(context: Context) -> dict[str, Any]:
     def load() -> Loaded:
         loaded = load_model(source, tokenizer=tokenizer, adapters=settings, adapter=adapter_of(context), seed=context.seed)
         without_dropout(loaded.lm)
+        loaded.root.statistics = settings.use_weighting
         return loaded
 
     def attach(prepared: Prepared, compute: Compute, root: Any) -> Prepared:
-        return with_reference(context, prepared, compute, lambda: _reference(context, compute, tokenizer, root),
+        return with_reference(context, prepared, compute, lambda: reference_root(context, compute, tokenizer, root),
                               identities(context, *(["ref_model"] if settings.ref_model else
                                                     ["model", "adapter_name_or_path"])))
 
     return run_training(context, settings, prepared, load, lambda loaded, folder: save_model(loaded, folder, stop_ids),
-                        objective=DPO(settings.pref_beta, settings.pref_loss, settings.rpo_alpha, settings.rpo_form),
-                        attach=attach)
+                        objective=objective_of(settings), attach=attach if settings.asks_reference() else None)
 
 
-def _reference(context: Context, compute: Compute, tokenizer: Any, root: Any) -> Any:
-    """The root of the reference: the model itself, which has not been trained yet, or another one."""
-    from danlu.models.load import load_model
-    from danlu.train.parallel import shard
+def objective_of(settings: LossConfig) -> "DPO | Coupled":
+    """The objective that these settings mean."""
+    from danlu.objectives.preference import preference_objective
 
-    if context.settings.ref_model is None:
-        return root
-    folder = place(context.inputs[context.settings.ref_model])
-    require_same_vocabulary(tokenizer, folder, "ref_model")
-    loaded = load_model(folder, tokenizer=tokenizer)
-    return shard(compute.ready(loaded, context.settings, context).root, compute.world)
+    terms = Terms(**{name: getattr(settings, name) for name in Terms.__dataclass_fields__})
+    return preference_objective(
+        terms, settings.losses(), rpo_alpha=settings.rpo_alpha if settings.pref_ftx is None else settings.pref_ftx,
+        rpo_form=settings.rpo_form, ld_alpha=settings.ld_alpha, use_weighting=settings.use_weighting,
+        reference_free=settings.reference_free)
 
 
 def prepare_examples(context: Context, tokenizer: Any) -> tuple[Prepared, list[int]]:
     """The step's pairs as Examples on disk, and the ids that end a turn."""
-    return prepare_pairs(context, tokenizer, reference=True)
+    settings = context.settings
+    return prepare_pairs(context, tokenizer, reference=settings.asks_reference(), told=settings.ld_alpha is None)

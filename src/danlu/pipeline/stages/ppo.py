@@ -23,6 +23,7 @@ from danlu.core.errors import ConfigError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Prompt
 from danlu.models.adapters import AdapterConfig
+from danlu.models.freeze import listed
 from danlu.pipeline.context import FILES, HUB, TASK, Amount, Context, Forecast, Input, Reference, SingleProcess
 from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, split_by_hash
 from danlu.pipeline.models import (
@@ -33,6 +34,7 @@ from danlu.pipeline.models import (
     place,
     require_same_vocabulary,
     tokenizer_of,
+    use_adapters_template,
 )
 from danlu.pipeline.training import (
     DEFAULT_TASK_PROMPTS,
@@ -171,8 +173,7 @@ def run(context: Context) -> dict[str, Any]:
     require_same_vocabulary(tokenizer, judge, "reward_model")
     reward = _ready(load_scorer(judge), context, compute)
     reward.root.requires_grad_(False)
-    critic = _ready(load_scorer(judge, adapters=settings.model_copy(update={"adapter_name_or_path": None}),
-                                seed=context.seed), context, compute)
+    critic = _ready(load_scorer(judge, adapters=_of_critic(settings, policy.lm), seed=context.seed), context, compute)
     padding_token(critic.tokenizer, stop_ids)  # where there is none, that is said now rather than when all is done
     without_dropout(critic.lm)
     stop_ids = sorted({*stop_ids, *stop_ids_of(policy.lm)})  # as in chat and evaluations
@@ -200,6 +201,16 @@ def run(context: Context) -> dict[str, Any]:
     return metrics_of(context, prepared, trainer, compute) | _account(context.work)
 
 
+def _of_critic(settings: Settings, lm: Any) -> Settings:
+    """The policy's settings for what is trained, without what a critic has not: its adapters and its output head."""
+    head = next((name for name, module in lm.named_modules() if module is lm.get_output_embeddings()), "")
+    own: dict[str, Any] = {"adapter_name_or_path": None, "quantization_bit": None}
+    for key in ("additional_target", "freeze_extra_modules"):
+        named = getattr(settings, key)
+        own[key] = [name for name in listed(named or []) if head != name and not head.endswith(f".{name}")] or None
+    return settings.model_copy(update=own)
+
+
 def _ready(loaded: Any, context: Context, compute: Compute) -> Any:
     return compute.ready(loaded, context.settings, context, context.settings.max_new_tokens)
 
@@ -220,11 +231,11 @@ def _policy(context: Context, compute: Compute, tokenizer: Any, source: Path | s
     adapted = policy.adapted
     if adapted is not None and settings.ref_model is None:
         if adapter is not None:
-            add_reference(adapted, adapter)
+            add_reference(adapted)
 
         @contextmanager
         def own() -> "Iterator[Root]":
-            with reference_adapter(adapted, frozen=adapter is not None):
+            with reference_adapter(adapted):
                 yield policy.root
 
         return policy, own
@@ -280,6 +291,7 @@ def prepare_examples(context: Context, tokenizer: Any) -> tuple[Prepared, list[i
     from danlu.tokens.pairs import PairEncoder
 
     settings = context.settings
+    use_adapters_template(context, tokenizer)
     encoder = Encoder(tokenizer, settings.cutoff_len)
     encoder.check()
 

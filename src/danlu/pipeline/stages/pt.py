@@ -47,8 +47,8 @@ class Settings(DataConfig, TrainSettings, AdapterConfig, MachineConfig):
     def _model_is_possible(self) -> "Settings":
         if isinstance(self.model, dict) and self.tokenizer is None:
             raise ValueError("a model from nothing needs a tokenizer")
-        if isinstance(self.model, dict) and self.finetuning_type != "full":
-            raise ValueError("a model from nothing has nothing for adapters to adapt: use finetuning_type: full")
+        if isinstance(self.model, dict) and (self.finetuning_type != "full" or self.train_rows_from is not None):
+            raise ValueError("a model from nothing has nothing to keep or to adapt: use finetuning_type: full alone")
         return self
 
 
@@ -103,7 +103,7 @@ def run(context: Context) -> dict[str, Any]:
 
     def load() -> Loaded:
         if isinstance(settings.model, dict):
-            return new_model(settings.model, tokenizer, seed=context.seed)
+            return new_model(settings.model, tokenizer, adapters=settings, seed=context.seed)
         return load_model(place(inputs[settings.model]), tokenizer=tokenizer, adapters=settings,
                           adapter=adapter_of(context), seed=context.seed)
 

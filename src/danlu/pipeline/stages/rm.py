@@ -1,15 +1,20 @@
 """Stage `rm`: a reward model from preferences, trained pair by pair from a chat model (−log σ of the scores' difference).
 
     judge: {stage: rm, model: chat, dataset: [preferences.jsonl, task:skills]}
+    judge: {stage: rm, model: chat, dataset: graded.jsonl, margins: true}               by how much one is better counts too
+    judge: {stage: rm, model: chat, dataset: ranked.jsonl, rank_loss: plackett_luce}    several answers, the best first
 
 The score of an answer is read at its last token, the one that ends the turn. The artifact opens as
-`AutoModelForSequenceClassification` with one label.
+`AutoModelForSequenceClassification` with one label. Where pairs are held out, `judged.json` says how good it is on them: by
+category, source and difference of length, and whether its margins can be believed.
 """
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from danlu.models.adapters import AdapterConfig
 from danlu.pipeline.context import Context, Forecast, Input, Reference
@@ -30,6 +35,19 @@ class Settings(PairConfig, TrainSettings, AdapterConfig, MachineConfig):
 
     model: str = Field(description="a step, folder or hub id: the model that learns to judge")
     center_rewards_coefficient: float = Field(0.0, ge=0, description="pulls the mean score of a pair towards 0")
+    margins: bool = Field(False, description="the scores must differ by the number “margin” of each row, or cost more")
+    rank_loss: Literal["pairwise", "plackett_luce"] | None = Field(
+        None, description="the files hold rankings: all pairs of a prompt's answers, or the whole order at once")
+
+    @model_validator(mode="after")
+    def _rm_reads_all(self) -> "Settings":
+        if self.rank_loss is not None and self.margins:
+            raise ValueError("rankings have no margins: rank_loss and margins cannot both be set")
+        if self.margins and self.make_rejected:
+            raise ValueError("made pairs have no margins: make_rejected and margins cannot both be set")
+        if self.rank_loss is not None and self.make_rejected:
+            raise ValueError("make_rejected reads dialogues and rank_loss rankings: they cannot both be set")
+        return self
 
 
 def references(settings: Settings) -> list[Reference]:
@@ -52,7 +70,7 @@ def run(context: Context) -> dict[str, Any]:
     """Reads, encodes, trains and saves."""
     from danlu.models.load import Loaded, load_tokenizer
     from danlu.models.scorer import load_scorer, padding_token, save_scorer
-    from danlu.objectives.reward import Pairwise
+    from danlu.objectives.reward import Pairwise, Rankings
 
     settings = context.settings
     source = tokenizer_of(context)
@@ -64,10 +82,37 @@ def run(context: Context) -> dict[str, Any]:
         return load_scorer(source, tokenizer=tokenizer, new_head=True, adapters=settings, adapter=adapter_of(context),
                            seed=context.seed)
 
-    return run_training(context, settings, prepared, load, lambda loaded, folder: save_scorer(loaded, folder, stop_ids),
-                        objective=Pairwise(settings.center_rewards_coefficient))
+    measured: dict[str, float] = {}
+
+    def save(loaded: Loaded, folder: Path) -> None:
+        measured.update(_judged(context, prepared, loaded, folder))
+        save_scorer(loaded, folder, stop_ids)
+
+    center = settings.center_rewards_coefficient
+    objective = Rankings(settings.rank_loss, center) if settings.rank_loss else Pairwise(center, settings.margins)
+    return run_training(context, settings, prepared, load, save, objective=objective) | measured
+
+
+def _judged(context: Context, prepared: Prepared, loaded: Any, folder: Path) -> dict[str, float]:
+    """What the trained model makes of the held-out pairs: shown, written to `judged.json`, and in a few figures."""
+    from danlu.evals.preferences import judge_quality
+    from danlu.pipeline.score import quality_tables
+    from danlu.pipeline.training import Compute
+
+    if prepared.held_out is None:
+        return {}
+    with context.progress("held-out pairs", total=len(prepared.held_out)) as bar:
+        quality = judge_quality(loaded.root, prepared.held_out, loaded.lm.device,
+                                Compute.of(context.settings, alone=True).micro_batch_tokens)
+        bar.update(len(prepared.held_out))
+    for table in quality_tables(quality):
+        context.console.print(table)
+    (folder / "judged.json").write_text(json.dumps(quality.to_json(), ensure_ascii=False, indent=1), encoding="utf-8")
+    return {f"judged_{name}": value for name, value in quality.figures().items()}
 
 
 def prepare_examples(context: Context, tokenizer: Any) -> tuple[Prepared, list[int]]:
     """The step's pairs as Examples on disk, and the ids that end a turn."""
-    return prepare_pairs(context, tokenizer, reference=False)
+    settings = context.settings
+    return prepare_pairs(context, tokenizer, reference=False, margins=settings.margins,
+                         ranked=settings.rank_loss is not None)
