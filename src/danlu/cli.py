@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -143,6 +143,25 @@ def inspect(recipe: RecipePath, step: Annotated[str, typer.Argument(metavar="STE
 
 
 @app.command()
+def check(recipe: RecipePath,
+          step: Annotated[str | None, typer.Argument(metavar="STEP", help="A step; default: all that train.")] = None,
+          overrides: Overrides = None, runs: Runs = Path("runs"),
+          number: Annotated[int, typer.Option("--number", "-n", min=0, help="How many examples to show.")] = 3,
+          html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the same as a page.")] = None
+          ) -> None:
+    """Look at all rows of a step's data before training on them. Ends with code 1 if there are errors.
+
+    [bold]Example:[/] danlu check recipes/quickstart.yaml chat --html check.html
+    """
+    from danlu.pipeline.check import check_recipe
+    from danlu.pipeline.recipe import Recipe
+
+    loaded = Recipe.load(recipe, overrides or ())
+    if not check_recipe(loaded, [step] if step else [], _console(), runs=runs, number=number, html=html):
+        raise typer.Exit(EXIT_DAMAGED)
+
+
+@app.command()
 def ledger(run: RunFolder) -> None:
     """Show the ledger of a run: what came in, what was dropped and why, what went out, at every station.
 
@@ -255,6 +274,21 @@ def chat(model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model: r
           seed=seed)
 
 
+@app.command()
+def score(model: Annotated[str, typer.Argument(metavar="MODEL", help="A reward model: runs/NAME/STEP, or any.")],
+          file: Annotated[str, typer.Argument(metavar="FILE", help="Prompts with answers, pairs or rankings.")],
+          out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the scores there, as JSON lines.")]
+          = None,
+          micro_batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens that are computed at once.")] = 8192) -> None:
+    """Score answers with a reward model: the best first, and how often it agrees with the data.
+
+    [bold]Example:[/] danlu score runs/quickstart/judge pairs.jsonl --out scores.jsonl
+    """
+    from danlu.pipeline.score import score_file
+
+    score_file(model, file, _console(), out, micro_batch_tokens=micro_batch_tokens)
+
+
 Model = Annotated[str, typer.Option("--model", metavar="MODEL", help="A model folder, a step's folder or a hub id.")]
 Datasets = Annotated[list[str], typer.Option("--dataset", metavar="PATH", help="A file or folder; may be repeated.")]
 Name = Annotated[str | None, typer.Option(
@@ -303,6 +337,16 @@ def dpo_command(model: Model, dataset: Datasets, name: Name = None, runs: Runs =
     _one_step("dpo", {"model": model}, dataset, name, runs, overrides)
 
 
+@app.command("kto")
+def kto_command(model: Model, dataset: Datasets, name: Name = None, runs: Runs = Path("runs"),
+                overrides: StepOverrides = None) -> None:
+    """Teach a chat model from single answers with a label, welcome or not; the reference is the model before training.
+
+    [bold]Example:[/] danlu kto --model runs/quickstart/chat --dataset feedback.jsonl --set undesirable_weight=0.8
+    """
+    _one_step("kto", {"model": model}, dataset, name, runs, overrides)
+
+
 @app.command("ppo")
 def ppo_command(model: Model, dataset: Datasets,
                 reward_model: Annotated[str, typer.Option("--reward-model", metavar="MODEL",
@@ -325,6 +369,26 @@ def _one_step(stage: str, models: dict[str, str], datasets: list[str], name: str
     console = _console()
     console.print(visible(f"recipe: {path}"), highlight=False, markup=False)
     run(recipe, runs, console=console)
+
+
+@app.command()
+def export(model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model: runs/NAME/STEP, or any model folder.")],
+           to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="The new folder to write.")],
+           adapter: Annotated[Path | None, typer.Option(
+               metavar="FOLDER", help="Adapters of this model (a step that trained some, or their folder), to merge in.")]
+           = None,
+           form: Annotated[Literal["safetensors", "gguf"], typer.Option("--format", help="Of transformers, or llama.cpp.")]
+           = "safetensors",
+           dtype: Annotated[Literal["float32", "bf16", "f16"], typer.Option(help="Precision of the weights.")] = "float32",
+           max_shard_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Of a safetensors file, e.g. 5GB.")]
+           = None) -> None:
+    """Write a model for other programs, open it again and compare. Nothing is left where it differs.
+
+    [bold]Example:[/] danlu export runs/quickstart/chat --to chat-gguf --format gguf --dtype f16
+    """
+    from danlu.pipeline.export import export as write
+
+    write(model, to, _console(), adapter=adapter, form=form, dtype=dtype, max_shard_size=max_shard_size)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from danlu.tasks import task_preferences
 PAIRS = ({"prompt": "say 8", "chosen": "8", "rejected": "eight, I think"}, {"prompt": "hi"},
          {"prompt": "a fox?", "chosen": "yes", "rejected": "字" * 120},
          {"prompt": "hi", "chosen": "hello", "rejected": "no"})
+OF_THE_JUDGE = re.compile(r"judge, on \d+ pairs: (it is right in [^,]* where the chosen answer is (longer|shorter), )*"
+                          r"always preferring the longer answer would be right in [\d.]+ %; its margins' expected "
+                          r"calibration error is \d\.\d{3}")
 
 
 def settings(**values: Any) -> stage.Settings:
@@ -93,7 +97,8 @@ def test_the_aligned_half_from_end_to_end(inputs: dict[str, Input]) -> None:
     for sample in (*report["samples"], *report["free"]):
         assert [answer["model"] for answer in sample["answers"]] == ["base", "chat"]
         assert all(math.isfinite(answer["score"]) for answer in sample["answers"])
-    assert report["judge"] == "judge" and report["reference"] == "chat" and report["notes"] == []
+    assert report["judge"] == "judge" and report["reference"] == "chat"
+    assert len(report["notes"]) == 1 and OF_THE_JUDGE.fullmatch(report["notes"][0])
     assert [step["step"] for step in report["lineage"]] == ["base", "chat", "judge"]
     assert [line["step"] for line in report["ledger"]] == ["judge"]
     assert [(curve["model"], curve["unit"]) for curve in report["curves"]] == [("judge", "loss (nats per pair)")]
@@ -199,7 +204,8 @@ def test_a_model_that_the_judge_cannot_read_gets_a_note(inputs: dict[str, Input]
     figures, report, _ = measured(found, settings(
         models=["chat", str(folder)], judge="judge", tasks=["task:copy"], num_prompts=4, samples=2, max_new_tokens=5,
         preferences=["task:copy"], num_pairs=4, reference="chat"))
-    assert report["notes"] == [note.format(folder=folder) for note in notes]
+    said = [note for note in report["notes"] if not OF_THE_JUDGE.fullmatch(note)]
+    assert said == [note.format(folder=folder) for note in notes]
     assert [row["model"] for row in report["rewards"]] == ["chat"] and "judge_score/other" not in figures
     assert ("prefers_chosen/other" in figures) == (change != "nothing"), "a model's own preference needs no judge"
     for sample in report["samples"]:

@@ -114,11 +114,11 @@ def test_preferences_begin_with_ln_2_and_are_evaluated() -> None:
     lines = read_log(made("preferred").folder)
     first = next(line for line in lines if "loss" in line)
     assert first["loss"] == pytest.approx(LN2, abs=1e-6)
-    assert first["rewards/chosen"] == pytest.approx(0, abs=1e-6) == first["rewards/rejected"] + first["margin"]
+    assert first["rewards/chosen"] == pytest.approx(0, abs=1e-6) == first["rewards/rejected"] + first["rewards/margins"]
     evals = [line for line in lines if "eval_loss" in line]
     assert [line["step"] for line in evals] == [0, 2, 4] and evals[0]["eval_loss"] == pytest.approx(LN2, abs=1e-6)
-    assert {"eval_accuracy", "eval_margin", "eval_rewards/chosen", "eval_rewards/rejected", "eval_logps/chosen",
-            "eval_logps/rejected", "eval_loss/preference"} <= set(evals[-1])
+    assert {"eval_rewards/accuracies", "eval_rewards/margins", "eval_rewards/chosen", "eval_rewards/rejected",
+            "eval_logps/chosen", "eval_logps/rejected", "eval_loss/preference"} <= set(evals[-1])
     assert evals[-1]["eval_loss"] < evals[0]["eval_loss"]
 
 

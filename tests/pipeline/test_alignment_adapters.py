@@ -1,17 +1,18 @@
 """Adapters from step to step: what is trained on top of what, and which model is the reference."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_alignment
 import torch
 from peft import PeftModel
-from tiny_alignment import examples_of, go, live_sums, load, reference_sums
+from tiny_alignment import examples_of, go, live_sums, load, reference_sums, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from danlu.core.artifact import Artifact
 from danlu.core.errors import ConfigError
-from danlu.models.load import load_model
+from danlu.models.load import Loaded, load_model, load_tokenizer
 from danlu.models.scorer import load_scorer
 from danlu.pipeline.plan import plan
 from danlu.train.log import read_log
@@ -127,3 +128,42 @@ def test_a_merged_model_does_not_get_its_own_adapters_again(made: dict[str, Arti
         plan(load(twice))
     with pytest.raises(ConfigError, match="“start” holds no adapters"):
         plan(load(twice.replace("adapter_name_or_path: tuned", "adapter_name_or_path: start")))
+
+
+TEMPLATE = "{% for m in messages %}>{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+SQUARE, ROUND = (TEMPLATE.replace(">", mark) for mark in "[(")
+TEMPLATED = f"""
+name: templated
+steps:
+  taught: {{stage: sft, model: start, dataset: talk.jsonl, max_steps: 1, template: '{SQUARE}', {LORA}}}
+  further: {{stage: sft, model: start, dataset: talk.jsonl, max_steps: 1, ON}}
+  preferred: {{stage: dpo, model: start, dataset: pairs.jsonl, max_steps: 1, ON}}
+  judged: {{stage: kto, model: start, dataset: feedback.jsonl, max_steps: 1, ON}}
+  turned: {{stage: dpo, model: start, dataset: pairs.jsonl, max_steps: 1, template: '{ROUND}', ON}}
+  judge: {{stage: rm, model: taught, dataset: pairs.jsonl, max_steps: 1, {LORA}}}
+  aligned: {{stage: ppo, model: start, reward_model: judge, dataset: prompts.jsonl, {SAMPLING}, ON}}
+""".replace("ON}", ON.replace("tuned", "taught") + "}")
+
+
+def test_adapters_go_on_with_the_template_that_they_were_trained_with() -> None:
+    write_rows("feedback.jsonl", [{"prompt": f"fox {n}", "completion": "dog", "label": n % 2 == 0} for n in range(8)])
+    made = go(load(TEMPLATED))
+    for name, artifact in made.items():
+        assert load_tokenizer(artifact.folder).chat_template == (ROUND if name == "turned" else SQUARE), name
+
+
+@pytest.mark.parametrize("template", [None, SQUARE])
+def test_rejected_answers_are_sampled_with_the_template_of_the_step(template: str | None, monkeypatch: pytest.MonkeyPatch
+                                                                    ) -> None:
+    seen = []
+
+    def sampled(loaded: Loaded, task: Any, records: Any, *_: Any, **__: Any) -> Any:
+        seen.append(loaded.tokenizer.chat_template)
+        return iter(records)
+
+    monkeypatch.setattr("danlu.rollout.preferences.sampled_preferences", sampled)
+    own = f", template: '{template}'" if template else ""
+    text = (f"name: sampled\nsteps:\n  preferred: {{stage: dpo, model: start, dataset: 'task:copy', max_samples: 8, "
+            f"sample_rejected: true, max_steps: 1, {LORA}{own}}}\n")
+    go(load(text))
+    assert seen == [template or load_tokenizer("start").chat_template]

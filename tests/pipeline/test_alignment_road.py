@@ -17,7 +17,8 @@ from danlu.pipeline.inspect import inspect_step
 from danlu.pipeline.plan import plan
 from danlu.train.log import read_log
 
-COMPARED = ("loss", "eval_loss", "grad_norm", "accuracy", "eval_accuracy", "margin", "logps/chosen", "rollout/reward")
+COMPARED = ("loss", "eval_loss", "grad_norm", "accuracy", "eval_accuracy", "margin", "rewards/margins",
+            "rewards/accuracies", "logps/chosen", "rollout/reward")
 
 
 @pytest.fixture(scope="module")

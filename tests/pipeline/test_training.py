@@ -143,6 +143,7 @@ def test_inspect_waits_for_no_run_whose_examples_are_there(capsys) -> None:
     ({"chat__cutoff_len": 65}, "cutoff_len is 65, but the model has positions for 64 tokens only"),
     ({"chat__model": "bse"}, "“model” is “bse”"),
     ({"chat__dataset": "talks.jsonl"}, "talks.jsonl"),
+    ({"chat__overlong": "split", "chat__truncation_mode": "keep_end"}, "overlong: split does not read truncation_mode"),
     ({"chat__max_steps": "many"}, "“max_steps” is 'many'"),
     ({"chat__max_step": 3}, "unknown key “max_step”. Did you mean max_steps"),
 ])

@@ -146,6 +146,7 @@ class LedgerLine:
 
 # What the values of a curve are.
 PER_TOKEN, PER_PAIR, PER_ANSWER = "loss (nats per learned token)", "loss (nats per pair)", "reward per answer"
+PER_JUDGED = "loss per judged answer"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,15 @@ from typing import Any
 
 from danlu.core.artifact import is_artifact, read_manifest
 from danlu.core.errors import DataError
-from danlu.evals.figures import PER_ANSWER, PER_PAIR, PER_TOKEN, Curve, LedgerLine, LineageStep
+from danlu.evals.figures import PER_ANSWER, PER_JUDGED, PER_PAIR, PER_TOKEN, Curve, LedgerLine, LineageStep
 
 SHORT = 8  # characters of a fingerprint that name a folder
 TRAINER_LOG = "trainer_log.jsonl"
 # Keys of the log and what the curves are called. A policy's own loss says nothing, for its data change with it.
 LOSSES = {"loss": "training", "eval_loss": "held out"}
 REWARDS = {"rollout/reward": "reward", "eval_reward": "held out"}
-OF_PAIRS = "margin"  # a key that only the logs of trainings on pairs have
-ON_ANSWERS = ("rm", "dpo", "ppo")  # stages whose cutoff_len is that of a pair or of a prompt
+OF_PAIRS = ("margin", "rewards/margins")  # keys that only the logs of trainings on comparisons have
+ON_ANSWERS = ("rm", "dpo", "kto", "ppo")  # stages whose cutoff_len is that of a pair or of a prompt
 MAX_FIGURES = 6  # of an artifact's metrics that are told
 
 
@@ -119,7 +119,7 @@ def loss_curves(model: str, folder: Path) -> list[Curve]:
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             row = json.loads(line)
-            of_pairs = of_pairs or OF_PAIRS in row
+            of_pairs = of_pairs or any(key in row for key in OF_PAIRS)
             for key, (steps, values) in found.items():
                 if row.get(key) is not None:
                     steps.append(int(row["step"]))
@@ -127,6 +127,7 @@ def loss_curves(model: str, folder: Path) -> list[Curve]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"is no line of a trainer log: {error}", where=f"{path}:{number}") from None
     of_answers = bool(found["rollout/reward"][0])
-    unit = PER_ANSWER if of_answers else PER_PAIR if of_pairs else PER_TOKEN
+    of_judged = is_artifact(folder) and read_manifest(folder)["config"].get("stage") == "kto"
+    unit = PER_ANSWER if of_answers else PER_JUDGED if of_judged else PER_PAIR if of_pairs else PER_TOKEN
     return [Curve(model, label, *found[key], unit) for key, label in (REWARDS if of_answers else LOSSES).items()
             if found[key][0]]

@@ -39,7 +39,7 @@ def mean_interval(values: Sequence[float], *, resamples: int = RESAMPLES, seed: 
     return ratio_interval(values, np.ones(len(values)).tolist(), resamples=resamples, seed=seed)
 
 
-def wilson_interval(successes: float, count: int) -> tuple[float, float] | None:
+def wilson_interval(successes: float, count: float) -> tuple[float, float] | None:
     """95 % Wilson interval of a share; None where nothing was counted."""
     if count == 0:
         return None

@@ -15,7 +15,7 @@ a Context, every one of them verified.
         return {"loss": 2.5}
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,6 +181,7 @@ class Context:
     base         the recipe's folder, against which relative paths are tried after the current directory
     world        the processes of this run; only the main one writes, except where a stage says DISTRIBUTED = True
     console      where to print; silent on every process but the main one
+    watch        puts itself between the records and their examples, to look at both (`danlu check`)
     """
 
     step: str
@@ -192,6 +193,7 @@ class Context:
     base: Path
     world: World
     console: "Console"
+    watch: Callable[[Any], Any] | None = None
 
     @property
     def keep(self) -> Path:

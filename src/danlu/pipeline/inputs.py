@@ -13,7 +13,8 @@ from danlu.core.artifact import digest, hash_files, open_artifact
 from danlu.core.errors import ConfigError, DataError, nearest
 from danlu.pipeline.context import DOCSTRINGS, FILES, HUB, TASK, Input, Reference
 from danlu.pipeline.recipe import Meaning, Recipe, Step
-from danlu.text.files import ALL_SUFFIXES, docstring_names, modules, resolve
+from danlu.text.files import ALL_SUFFIXES, docstring_names, modules, suffix_of
+from danlu.text.registry import resolve
 
 MAX_NAMED_FILES = 500  # of one reference, whose hashes a manifest keeps so that a change can be named
 Stamp = tuple[int, int]  # size and time of change of a file
@@ -65,7 +66,7 @@ def outside_input(recipe: Recipe, step: Step, reference: Reference, contents: Co
         return _artifact(reference.text, meaning), {}
     paths = _files(reference.text, meaning, recipe.base, where)
     folder = meaning.path if meaning.path is not None and meaning.path.is_dir() else None
-    if folder is not None and reference.is_data and not any(path.suffix.lower() in ALL_SUFFIXES for path in paths):
+    if folder is not None and reference.is_data and not any(suffix_of(path) in ALL_SUFFIXES for path in paths):
         raise ConfigError(f"“{reference.text}” holds no file that ends in {', '.join(ALL_SUFFIXES)}", where=where)
     named = _modules(reference.text) if meaning.kind == DOCSTRINGS else dict(zip(_names(paths), paths, strict=True))
     hashes = dict(zip(named, contents.hash(list(named.values())), strict=True))

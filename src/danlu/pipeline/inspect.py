@@ -18,11 +18,16 @@ from danlu.pipeline.context import STEP, Context, SingleProcess
 from danlu.pipeline.examples import Prepared
 from danlu.pipeline.lock import hold
 from danlu.pipeline.plan import plan
-from danlu.pipeline.recipe import CURRENT, Recipe
+from danlu.pipeline.recipe import CURRENT, Recipe, read_local
 from danlu.pipeline.stages import STAGES
+from danlu.pipeline.tables import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+class NotReady(ConfigError):
+    """A step reads another one that has not run."""
 
 
 def inspect_step(recipe: Recipe, name: str, console: "Console", *, runs: str | Path = "runs", number: int = 3,
@@ -38,7 +43,8 @@ def inspect_step(recipe: Recipe, name: str, console: "Console", *, runs: str | P
     from danlu.models.load import load_tokenizer
     from danlu.tokens.show import show_example
 
-    context, module = _context(recipe, name, console, runs)
+    context, module = step_context(recipe, name, console, runs)
+    context.work.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(module.tokenizer_of(context))
     prepared = _prepared(context, module, tokenizer, Path(runs) / recipe.name)
     batch = _batch(prepared, context, at)
@@ -50,19 +56,31 @@ def inspect_step(recipe: Recipe, name: str, console: "Console", *, runs: str | P
     _show_ledger(console, prepared)
 
 
-def _context(recipe: Recipe, name: str, console: "Console", runs: str | Path) -> tuple[Context, Any]:
+def step_context(recipe: Recipe, name: str, console: "Console", runs: str | Path, stale: bool = False
+                 ) -> tuple[Context, Any]:
+    """What a training step would run in, and its stage's module.
+
+    stale  take a step's last artifact where the one that the recipe now means has not been made, and say so
+
+    Raises ConfigError for a step that trains nothing, NotReady for one whose inputs have not been made.
+    """
     step = recipe.step(name)
     module: Any = importlib.import_module(STAGES[step.stage])
     if not hasattr(module, "prepare_examples"):
         raise ConfigError(f"step “{name}” ({step.stage}) trains nothing",
                           hint="inspect shows what pt, sft, rm, dpo and ppo steps train on; `danlu ledger` shows the rest.")
     planned = plan(recipe, runs).steps[name]
+    inputs = dict(planned.inputs)
     for text, item in planned.inputs.items():
         if item.kind == STEP and item.folder is None and item.produces != "reward_model":  # that comes later
-            raise ConfigError(f"step “{text}” has not run yet, and “{name}” reads it",
-                              hint=f"danlu run RECIPE --only {text}")
-    planned.work.parent.mkdir(parents=True, exist_ok=True)
-    return Context(step=name, settings=step.settings, seed=recipe.seed, inputs=planned.inputs, work=planned.work,
+            last = Path(runs) / recipe.name / text
+            if stale and (last / CURRENT).is_file():
+                inputs[text] = replace(item, folder=read_local(last).path)
+                console.print(plain(f"“{text}” would run again; the last one is read: {inputs[text].folder}", "yellow"))
+                continue
+            raise NotReady(f"step “{text}” has not run yet, and “{name}” reads it",
+                           hint=f"danlu run RECIPE --only {text}")
+    return Context(step=name, settings=step.settings, seed=recipe.seed, inputs=inputs, work=planned.work,
                    fingerprint=planned.fingerprint, base=recipe.base, world=SingleProcess(), console=console), module
 
 

@@ -22,7 +22,14 @@ from danlu.core.ledger import Ledger
 from danlu.core.records import Message, Preference
 from danlu.evals.figures import Answered, PreferenceRow, RewardRow
 from danlu.evals.generative import Answerer, Question, Said
-from danlu.evals.preferences import encode_pairs, judge_values, model_values, preference_rows, verdicts
+from danlu.evals.preferences import (
+    encode_pairs,
+    judge_values,
+    model_values,
+    preference_rows,
+    quality_of,
+    verdicts,
+)
 from danlu.evals.rewards import Drawn, draw, judge_scores, reward_row, token_logprobs
 from danlu.models.generate import max_positions, stop_ids_of
 from danlu.models.load import Loaded, load_model
@@ -115,6 +122,8 @@ class Jury:
                 try:
                     found = values(loaded.root, pairs, self.device, self.settings.micro_batch_tokens)
                     self._verdicts[kind, name], self._values[kind, name] = verdicts(pairs, found), found
+                    if kind == "judge":
+                        self.notes.append(f"{name}, on {len(found)} pairs: {quality_of(pairs, found).in_words()}")
                 except DataError as error:
                     raise DataError(error.message, where=name) from None
             bar.update(len(pairs))

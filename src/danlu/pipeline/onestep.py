@@ -29,7 +29,7 @@ def default_name(datasets: list[str], stage: str) -> str:
     """The stem of the first dataset, in letters that may name a folder; with the stage for those that may share data."""
     stem = Path(datasets[0].rpartition(":")[2]).stem
     name = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "run"
-    return f"{name}-{stage}" if stage in ("rm", "dpo", "ppo") else name
+    return f"{name}-{stage}" if stage in ("rm", "dpo", "kto", "ppo") else name
 
 
 def write_recipe(stage: str, runs: str | Path, name: str, models: Mapping[str, str], datasets: list[str],

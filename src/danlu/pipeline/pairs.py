@@ -1,18 +1,28 @@
-"""What the stages on preferences share: their data, as Examples of one prompt and two answers on disk."""
+"""What the stages on preferences share: their data, as Examples of one prompt and its answers on disk."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal
 
 from pydantic import Field
 
 from danlu.core.errors import ConfigError
+from danlu.core.examples import Example
 from danlu.core.ledger import Ledger, Station
-from danlu.core.records import Dialogue, Preference
+from danlu.core.records import Dialogue, Preference, Ranking
 from danlu.pipeline.context import FILES, TASK, Context, Input, Reference
-from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, split_by_hash
-from danlu.pipeline.models import adapter_of, check_adapters, identities, model_config, model_references, place
+from danlu.pipeline.examples import DataConfig, Prepared, Recipe, TemplateConfig, first, prepare, split_by_hash
+from danlu.pipeline.models import (
+    adapter_of,
+    check_adapters,
+    identities,
+    model_config,
+    model_references,
+    place,
+    use_adapters_template,
+)
 from danlu.pipeline.training import (
     DEFAULT_TASK_PROMPTS,
     HELD_OUT_PROMPTS,
@@ -24,13 +34,15 @@ from danlu.pipeline.training import (
 from danlu.tasks import made_preferences, task, task_dialogues, task_preferences
 from danlu.text.formats import read_dialogues
 from danlu.text.preferences import read_preferences
+from danlu.text.rankings import read_rankings
 
+Compared = Preference | Ranking
 ROOM = 8  # tokens that a sampled answer may have beyond the bytes of the longest right one
 KEYS = ("dataset", "eval_dataset", "val_size", "cutoff_len", "max_samples", "category", "overlong",
         "make_rejected", "strict")
 
 
-class PairConfig(DataConfig):
+class PairConfig(DataConfig, TemplateConfig):
     """Preferences, or dialogues for which a rejected answer is made."""
 
     overlong: Literal["turns", "tokens", "drop", "error"] = Field(
@@ -54,6 +66,7 @@ def check_pairs(settings: Any, inputs: Mapping[str, Input]) -> None:
     if settings.sample_rejected and all(inputs[text].kind != TASK for _, text in all_texts(settings)):
         raise ConfigError("“sample_rejected” needs a task, whose scorer knows what is wrong", key="sample_rejected")
     check_files(settings, inputs, "strict", "category", "make_rejected")
+    settings.check_template()
     check_split(settings, inputs)
     if settings.make_rejected and settings.category is not None:
         raise ConfigError("made pairs are reported as “swapped” and “form”; “category” would not be read", key="category")
@@ -64,43 +77,65 @@ def check_pairs(settings: Any, inputs: Mapping[str, Input]) -> None:
         check_length(config, settings.cutoff_len)
 
 
-def prepare_pairs(context: Context, tokenizer: Any, reference: bool) -> tuple[Prepared, list[int]]:
+def prepare_pairs(context: Context, tokenizer: Any, reference: bool, *, told: bool = True, margins: bool = False,
+                  ranked: bool = False) -> tuple[Prepared, list[int]]:
     """The step's preferences as Examples on disk, and the ids that end a turn.
 
     reference  whether every token gets a column for what a reference says of it
+    told       whether what the data say of a reference, summed over an answer, is used
+    margins    whether there is a column for how much better the data call a chosen answer
+    ranked     whether the files hold several answers to each prompt, the best first
     """
     from danlu.tokens.encode import Encoder
     from danlu.tokens.pairs import PairEncoder
+    from danlu.tokens.rankings import RankingEncoder
 
     settings = context.settings
+    use_adapters_template(context, tokenizer)
+    settings.use_template(tokenizer)
     encoder = Encoder(tokenizer, settings.cutoff_len)
     encoder.check()
-    pairs = PairEncoder(encoder, settings.overlong, reference)
+    pairs = RankingEncoder(encoder, settings.overlong, margins) if margins else PairEncoder(encoder, settings.overlong,
+                                                                                            reference)
 
-    def read(ledger: Ledger, held_out_ledger: Ledger) -> tuple[Iterable[Preference], Iterable[Preference]]:
-        parts = [_preferences(context, text, ledger, "train", settings.val_size) for text in settings.datasets()]
+    def read(ledger: Ledger, held_out_ledger: Ledger) -> tuple[Iterable[Compared], Iterable[Compared]]:
+        parts = [_compared(context, text, ledger, tokenizer, "train", settings.val_size, ranked)
+                 for text in settings.datasets()]
         train = chain.from_iterable(part for part, _ in parts)
         if settings.eval_dataset is None:
             return train, chain.from_iterable(held_out for _, held_out in parts)
-        return train, chain.from_iterable(_preferences(context, text, held_out_ledger, "heldout")[0]
+        return train, chain.from_iterable(_compared(context, text, held_out_ledger, tokenizer, "heldout", ranked=ranked)[0]
                                           for text in settings.eval_datasets())
 
     chosen = {name: getattr(settings, name) for name in KEYS} | {"reference": reference}
+    chosen |= {name: True for name, asked in (("margins", margins), ("ranked", ranked), ("untold", not told)) if asked}
     if settings.sample_rejected:
         chosen["sampled by"] = identities(context, "model", "adapter_name_or_path")
-    return prepare(context, Recipe(chosen, tokenizer, read, pairs.preferences)), encoder.chat.stop_ids
+
+    def encode(records: Iterable[Compared], ledger: Ledger) -> Iterator[Example]:
+        return pairs.preferences(records if told else map(_untold, records), ledger)
+
+    return prepare(context, Recipe(chosen, tokenizer, read, encode)), encoder.chat.stop_ids
 
 
-def _preferences(context: Context, text: str, ledger: Ledger, split: Literal["train", "heldout"], val_size: float = 0.0
-                 ) -> tuple[Iterable[Preference], Iterable[Preference]]:
-    """The preferences of one dataset, and those of them that are held out, which are to be read after the others.
+def _untold(record: Compared) -> Compared:
+    """A preference without what its data say of a reference."""
+    return replace(record, ref_logps=None) if isinstance(record, Preference) else record
+
+
+def _compared(context: Context, text: str, ledger: Ledger, tokenizer: Any, split: Literal["train", "heldout"],
+              val_size: float = 0.0, ranked: bool = False) -> tuple[Iterable[Compared], Iterable[Compared]]:
+    """The preferences or rankings of one dataset, and those that are held out, which are to be read after the others.
 
     Dialogues are split before rejected answers are made of others, so that none is seen on both sides.
     """
     settings = context.settings
     if context.inputs[text].kind == TASK:
-        return _of_task(context, text, ledger, split), ()
+        return _of_task(context, text, ledger, tokenizer, split), ()
     category = settings.category or "preference"
+    if ranked:
+        rankings = read_rankings(text, context.base, ledger, category=category, strict=settings.strict)
+        return split_by_hash(first(rankings, settings.max_samples, ledger, text), val_size, ledger)
     if not settings.make_rejected:
         records = read_preferences(text, context.base, ledger, category=category, strict=settings.strict)
         return split_by_hash(first(records, settings.max_samples, ledger, text), val_size, ledger)
@@ -110,7 +145,8 @@ def _preferences(context: Context, text: str, ledger: Ledger, split: Literal["tr
             _made(context, held_out, ledger.station(f"make rejected:{text}, held out")) if val_size else ())
 
 
-def _of_task(context: Context, text: str, ledger: Ledger, split: Literal["train", "heldout"]) -> Iterator[Preference]:
+def _of_task(context: Context, text: str, ledger: Ledger, tokenizer: Any, split: Literal["train", "heldout"]
+             ) -> Iterator[Preference]:
     """The pairs of a task, with the model's own mistakes where that is asked for."""
     count = context.settings.max_samples or DEFAULT_TASK_PROMPTS
     if split == "heldout":
@@ -123,19 +159,20 @@ def _of_task(context: Context, text: str, ledger: Ledger, split: Literal["train"
     if asked > len(found):
         station.drop("no worse answer could be made", rows=asked - len(found))
     station.give(rows=len(found), bytes=size)
-    return _sampled(context, text, found, ledger) if context.settings.sample_rejected else iter(found)
+    return _sampled(context, text, found, ledger, tokenizer) if context.settings.sample_rejected else iter(found)
 
 
-def _sampled(context: Context, text: str, records: list[Preference], ledger: Ledger) -> Iterator[Preference]:
-    """The records with the model's own mistakes; it is opened when the first of them is asked for."""
+def _sampled(context: Context, text: str, records: list[Preference], ledger: Ledger, tokenizer: Any
+             ) -> Iterator[Preference]:
+    """The records with the model's own mistakes under the step's template; it is opened when the first is asked for."""
     from danlu.models.load import load_model
     from danlu.rollout.preferences import sampled_preferences
     from danlu.train.parallel import device_kind
 
     settings, station = context.settings, ledger.station(f"sample rejected:{text}")
     longest = max((len(record.chosen.encode()) for record in records), default=0)
-    loaded = load_model(place(context.inputs[settings.model]), adapters=settings if settings.adapter_name_or_path else None,
-                        adapter=adapter_of(context), seed=context.seed,
+    loaded = load_model(place(context.inputs[settings.model]), tokenizer=tokenizer, adapter=adapter_of(context),
+                        adapters=settings if settings.adapter_name_or_path else None, seed=context.seed,
                         device=device_kind(None if settings.device == "auto" else settings.device))
     made = sampled_preferences(loaded, task(text), records, context.seed, max_new_tokens=longest + ROOM)
     for before, after in zip(records, made, strict=True):

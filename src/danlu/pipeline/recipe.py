@@ -26,6 +26,7 @@ from danlu.core.errors import ConfigError, DataError, nearest
 from danlu.pipeline.context import DOCSTRINGS, FILES, HUB, STEP, TASK, Reference, StageModule
 from danlu.pipeline.stages import STAGES
 from danlu.pipeline.yaml_source import Source, read_source
+from danlu.text.registry import is_dataset
 
 STEP_NAME = re.compile(r"[a-z0-9_-]+")
 RECIPE_NAME = re.compile(r"\w[\w.-]*")
@@ -41,7 +42,7 @@ class Meaning:
 
     kind: str  # STEP, FILES, DOCSTRINGS, TASK, HUB
     step: str = ""
-    path: Path | None = None  # None for globs and packages, which are looked up when they are read
+    path: Path | None = None  # None for globs, packages and names of datasets, which are looked up when they are read
     produces: str = ""  # the artifact's kind, for steps and for local folders that are artifacts
 
 
@@ -218,6 +219,8 @@ class _Finder:
         found = self.scheme(text) or self.local(text, where)
         if found is None and HUB in reference.kinds and self.is_hub_id(text):
             return Meaning(HUB)
+        if found is None and FILES in reference.kinds and reference.is_data and is_dataset(text, self.base):
+            found = Meaning(FILES)
         if found is None:
             raise self.missing(key, text, where)
         artifact = found.produces in STEP_KINDS  # then its kind decides: a corpus is no model, though it is a folder

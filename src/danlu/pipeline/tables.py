@@ -105,6 +105,8 @@ def ledger_table(title: str, ledger: Mapping[str, Any]) -> "Table":
         for number, (label, count) in enumerate(lines):
             name = station["name"] if number == 0 else ""
             table.add_row(plain(name), plain(label), *(f"{count[unit]:,}" if count[unit] else "" for unit in UNITS))
+        for note, rows in station.get("notes", {}).items():
+            table.add_row("", plain(note, "yellow"), f"{rows:,}")
         wrong = imbalance(station)
         table.add_row("", f"[red]does not balance: {wrong}[/]" if wrong else "[green]balances[/]", end_section=True)
     return table

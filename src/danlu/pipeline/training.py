@@ -18,6 +18,7 @@ from danlu.pipeline.context import TASK, Amount, Context, Forecast, Input
 from danlu.pipeline.examples import DataConfig, Prepared
 
 if TYPE_CHECKING:
+    from danlu.objectives.branches import Coupled
     from danlu.train.parallel import World
     from danlu.train.step import Objective
     from danlu.train.trainer import Batches, Trainer
@@ -59,7 +60,7 @@ def check_evaluation(settings: Any, held_out: bool) -> None:
 
 
 def run_training(context: Context, settings: Any, prepared: Prepared, load: "Callable[[], Any]",
-                 save: "Callable[[Any, Path], None]", *, objective: "Objective | None" = None,
+                 save: "Callable[[Any, Path], None]", *, objective: "Objective | Coupled | None" = None,
                  attach: "Callable[[Prepared, Compute, Any], Prepared] | None" = None) -> dict[str, Any]:
     """Trains a model on prepared examples, writes it into the work folder and returns the metrics.
 
@@ -130,7 +131,7 @@ class Compute:
         return loaded
 
 
-def train(context: Context, settings: Any, compute: Compute, root: Any, objective: "Objective", loader: "Batches",
+def train(context: Context, settings: Any, compute: Compute, root: Any, objective: "Objective | Coupled", loader: "Batches",
           evaluate: "Callable[[Any], Mapping[str, float]] | None", rate_scales: Mapping[str, float] = {}) -> "Trainer":
     """Runs the trainer to its end under a progress bar."""
     from danlu.train.trainer import Trainer
@@ -199,15 +200,16 @@ def _told(lines: list[dict[str, Any]]) -> dict[str, float]:
     """What says more than a loss: held-out accuracy or reward where there is an evaluation, else the first and the last
     rollout's, or the accuracy over the last tenth of the steps."""
     found: dict[str, float] = {}
-    for name in ("eval_accuracy", "eval_reward", "eval_kl"):
-        values = [line[name] for line in lines if name in line]
+    for name, key in (("eval_accuracy", "eval_accuracy"), ("eval_accuracy", "eval_rewards/accuracies"),
+                      ("eval_reward", "eval_reward"), ("eval_kl", "eval_kl")):
+        values = [line[key] for line in lines if key in line]
         if values:
             found |= {f"{name}_before": values[0], name: values[-1]} if name != "eval_kl" else {name: values[-1]}
     for name in ("reward", "kl"):
         values = [line[f"rollout/{name}"] for line in lines if f"rollout/{name}" in line]
         if values:
             found |= {f"first_rollout_{name}": values[0], f"last_rollout_{name}": values[-1]}
-    accuracies = [line["accuracy"] for line in lines if "accuracy" in line]
+    accuracies = [line[key] for line in lines for key in ("accuracy", "rewards/accuracies") if line.get(key) is not None]
     if accuracies and "eval_accuracy" not in found:
         last = accuracies[-max(1, len(accuracies) // 10):]
         found["train_accuracy"] = sum(last) / len(last)
@@ -257,8 +259,10 @@ def forecast_training(settings: Any, inputs: Mapping[str, Input], config: Any, *
     flops = size.training_flops(trained, trained * share_learned, mean_length)
     kind = device_kind(None if settings.device == "auto" else settings.device)
     at_once = int(min(settings.micro_batch_tokens or DEFAULT_MICRO_BATCH_TOKENS[kind], per_step))
-    memory = size.training_bytes(at_once, 0.02 if settings.finetuning_type == "lora" else 1.0)
-    notes.append(f"{size.parameters / 1e6:.1f} M parameters")
+    share = min(1.0, size.trained_parameters(settings) / size.parameters)
+    memory = size.training_bytes(at_once, share)
+    trained_share = f", {100 * share:.2g} % of them trained" if share < 1 else ""
+    notes.append(f"{size.parameters / 1e6:.1f} M parameters{trained_share}")
     if kind == "cuda":
         notes.append("the time on a GPU is not forecast")
     seconds = Amount(flops / (machine_flops() * ASSUMED_EFFICIENCY), False) if kind == "cpu" else None
