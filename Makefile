@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 RUNS ?= runs
 
-.PHONY: demo test check faults bench rl-check real real-pairs gpu clean-venv
+.PHONY: demo test check faults bench rl-check real real-pairs parity gpu clean-venv
 
 demo: .venv/.data
 	$(BIN)/danlu run recipes/quickstart.yaml --runs $(RUNS)
@@ -37,6 +37,10 @@ rl-check: .venv/.data
 # reward model and DPO on a pretrained checkpoint and real preferences: make real-pairs MODEL=folder PAIRS=file [REAL="…"]
 real-pairs: .venv/.run
 	$(BIN)/python bench/real_pairs.py --model $(MODEL) --preferences $(PAIRS) $(REAL)
+
+# the losses of thirty steps beside TRL's: make parity MODEL=folder DATA="--dataset sft=FILE --dataset dpo=FILE …"
+parity: .venv/.test
+	$(BIN)/python tests/invariants/parity.py --model $(MODEL) $(DATA)
 
 # a pretrained checkpoint through pt, sft and LoRA: make real MODEL=folder [REAL="--text … --dialogues …"]
 real: .venv/.test .venv/.data

@@ -58,11 +58,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             artifact, minutes = train(stage, options, Path(folder))
             lines = [json.loads(line) for line in (artifact / "trainer_log.jsonl").read_text().splitlines()]
-            last = [line for line in lines if "eval_accuracy" in line][-1]
+            key = "eval_accuracy" if stage == "rm" else "eval_rewards/accuracies"
+            last = [line for line in lines if key in line][-1]
             count = len(ExampleStore(next(artifact.parent.glob("examples-*")) / "eval"))
-            low, high = wilson_interval(last["eval_accuracy"] * count, count) or (0.0, 1.0)
+            low, high = wilson_interval(last[key] * count, count) or (0.0, 1.0)
             well = low > 0.5
-            print(f"{'ok  ' if well else 'FAIL'} {stage}: {100 * last['eval_accuracy']:.1f} % of {count} held-out pairs "
+            print(f"{'ok  ' if well else 'FAIL'} {stage}: {100 * last[key]:.1f} % of {count} held-out pairs "
                   f"[{100 * low:.1f} to {100 * high:.1f}], held-out loss {last['eval_loss']:.4f}, {minutes:.1f} min",
                   flush=True)
             failed = failed or not well

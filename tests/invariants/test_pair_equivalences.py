@@ -18,6 +18,7 @@ from danlu.data.pack import micro_batches
 from danlu.models.attention import leave_packed
 from danlu.models.load import why_not_packed
 from danlu.models.root import ScoreRoot
+from danlu.objectives.pair_losses import Terms
 from danlu.objectives.preference import DPO
 from danlu.objectives.reward import Pairwise
 from danlu.rollout.scoring import REFERENCE
@@ -44,8 +45,8 @@ def make_scorer(kind: str) -> ScoreRoot:
 CASES: dict[str, tuple[Any, Any]] = {
     "rm": (make_scorer("llama"), Pairwise(center_rewards_coefficient=0.1)),
     "rm-qwen3": (make_scorer("qwen3"), Pairwise()),
-    "dpo": (make_root("llama"), DPO(beta=0.3)),
-    "dpo-qwen3": (make_root("qwen3"), DPO(beta=0.1, rpo_alpha=0.5)),
+    "dpo": (make_root("llama"), DPO(Terms(0.3))),
+    "dpo-qwen3": (make_root("qwen3"), DPO(rpo_alpha=0.5)),
 }
 Result = tuple[float, dict[str, torch.Tensor], dict[str, float]]
 

@@ -23,6 +23,7 @@ from danlu.data.store import ExampleStore, write_examples
 from danlu.models import attention
 from danlu.models.root import ActorCritic, Root, ScoreRoot
 from danlu.objectives.language import Language
+from danlu.objectives.pair_losses import Terms
 from danlu.objectives.policy import PPO
 from danlu.objectives.preference import DPO
 from danlu.objectives.reward import Pairwise
@@ -158,7 +159,7 @@ def reward_pairs(store: ExampleStore, folder: Path) -> Trainer:
 
 def preference_pairs(store: ExampleStore, folder: Path) -> Trainer:
     """Direct preference optimisation."""
-    return by_pair(tiny_root(), DPO(beta=0.2, rpo_alpha=0.1), store, folder)
+    return by_pair(tiny_root(), DPO(Terms(0.2), rpo_alpha=0.1), store, folder)
 
 
 def by_pair(root: Any, objective: Any, store: ExampleStore, folder: Path) -> Trainer:
