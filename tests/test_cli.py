@@ -77,7 +77,8 @@ def test_help_is_quick_and_loads_nothing_heavy():
     assert found.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", ["run", "plan", "inspect", "ledger", "verify", "clean", "chat", "pt", "sft", "schema"])
+@pytest.mark.parametrize("name", ["run", "plan", "inspect", "ledger", "verify", "clean", "chat", "check", "score",
+                                  "export", "pt", "sft", "rm", "dpo", "kto", "ppo", "schema"])
 def test_every_command_explains_itself_with_an_example(name):
     assert f"Example: danlu {name}" in command(name, "--help").output
 
