@@ -185,5 +185,7 @@ def test_answers_that_are_left_out_are_said(judge: Path) -> None:
     write("tied.jsonl", [{"prompt": "say dog", "answers": ["dog", "fox", "over"], "scores": [1, 1, 0]}])
     console = Console(record=True, width=200)
     assert score_file(str(judge), "tied.jsonl", console, Path("out.jsonl")).num_answers == 2
-    assert "in 1 rows answers were not scored" in console.export_text()
+    said = console.export_text()
+    assert "in 1 rows answers were not scored" in said
+    assert "no row" not in said, "none was lost"
     assert any(score != round(score, 6) for score in lines("out.jsonl")[0]["scores"])

@@ -98,7 +98,7 @@ def score_file(model: str, file: str, console: "Console", out: Path | None = Non
         found.losses.look([])
         ledger.check()
         if not found.num_rows:
-            raise DataError("no row could be scored: " + "; ".join(_why(found.losses)), where=file)
+            raise DataError("no row could be scored: " + ("; ".join(_why(found.losses)) or "it holds no row"), where=file)
     _show(found, console, file, out)
     return found
 
@@ -228,7 +228,7 @@ def _why(losses: Losses) -> list[str]:
         why = "no prompt with answers" if station == READING else reason.replace("cutoff_len", "the model's positions")
         said = f" ({lost.said})" if lost.said and lost.said != reason else ""
         told.append(f"{lost.rows:,} × {why}, the first at {lost.first}{said}")
-    return told or ["it holds no row"]
+    return told
 
 
 def quality_tables(quality: "PairQuality") -> list["RenderableType"]:
