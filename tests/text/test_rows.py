@@ -5,7 +5,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from danlu.core.errors import DataError
@@ -210,6 +210,7 @@ PIECES = st.one_of(
 
 @settings(max_examples=300, deadline=None)
 @given(pieces=st.lists(PIECES, max_size=12), suffix=st.sampled_from(["json", "jsonl", "csv"]))
+@example(pieces=[b"{}", b"\x0b"], suffix="json")
 def test_every_station_balances_on_random_dirt(tmp_path_factory, pieces: list[bytes], suffix: str) -> None:
     with suppress(DataError) if suffix == "csv" else nullcontext():  # of column names that cannot be read
         values_of(tmp_path_factory.getbasetemp(), f"dirt.{suffix}", b"".join(pieces))

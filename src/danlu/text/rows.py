@@ -147,8 +147,12 @@ def _read_json_whole(located: Located, gate: Gate, shape: str) -> Iterator[Value
     if shape == "list":
         yield from _read_elements(text, located.label, gate)
         return
-    value = json.loads(text)
     gate.take(rows=1, bytes=len(data))
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # blanks that are none of JSON's, behind what looked like one value
+        gate.refuse(f"{located.label}:1", f"bad JSON: {_why(error)}", text, len(data), kind="bad JSON")
+        return
     if is_unicode(value):
         yield Value(f"{located.label}:1", value, len(data), whole=True)
     else:
