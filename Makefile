@@ -38,7 +38,7 @@ bench-corpus: .venv/.test
 
 # the same corpus on a local Ray cluster of two workers as without: make corpus-ray TEXTS=folder
 corpus-ray: .venv/.test
-	$(PIP) install --editable '.[ray]'
+	$(PIP) install --constraint constraints.txt --editable '.[ray]'
 	$(BIN)/python bench/corpus.py make --texts $(TEXTS) --size $(or $(SIZE),50e6) --out corpus-ray.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/python bench/corpus.py ray --input corpus-ray.jsonl
 	rm -f corpus-ray.jsonl

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from danlu.core.errors import DataError
@@ -54,7 +55,17 @@ def test_shards_follow_each_other_and_none_may_be_missing(tmp_path: Path) -> Non
             writer.write(Row(DOCUMENTS[number], "zh", {"chars": 1.0, "han_ratio": 0.5}))
     assert list(read_corpus(tmp_path, "train")) == DOCUMENTS[:12]
     row, = read_shard(shard_path(tmp_path, "train", 3))
-    assert row.quality == {"chars": 1.0, "han_ratio": 0.5, "symbol_ratio": None, "language_score": None}
+    assert row.quality == {"chars": 1.0, "han_ratio": 0.5, "symbol_ratio": None, "language_score": None,
+                           "perplexity": None}
     shard_path(tmp_path, "train", 4).unlink()
     with pytest.raises(DataError, match="no whole corpus"):
         list(read_corpus(tmp_path, "train"))
+
+
+def test_a_corpus_of_an_earlier_version_has_fewer_columns(tmp_path: Path) -> None:
+    path = shard_path(tmp_path, "train", 0)
+    with CorpusWriter(path) as writer:
+        writer.write(Row(DOCUMENTS[0], "zh", {"chars": 1.0, "perplexity": 9.0}))
+    pq.write_table(pq.read_table(path).drop_columns(["perplexity"]), path)
+    row, = read_shard(path)
+    assert row.document == DOCUMENTS[0] and row.quality["chars"] == 1.0 and row.quality["perplexity"] is None

@@ -1,29 +1,22 @@
 """The corpus's road at scale: workers, splits and kills change no byte; near duplicates go only beside one that stays."""
 
-import hashlib
-import io
 import json
 import os
 import random
 import signal
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
+from corpus_runs import hashes, run
 
 from danlu.core.ledger import Ledger
 from danlu.core.records import Document
-from danlu.pipeline.context import Context, Input, SingleProcess
-from danlu.pipeline.stages import corpus
-from danlu.pipeline.stages.corpus import Settings
 from danlu.text import near, shards, spool
 from danlu.text.clean import CleanConfig
 from danlu.text.corpus import CorpusWriter, read_corpus
 from danlu.text.dedup import BLANK_LINES, fingerprint
-from danlu.text.files import resolve
-from danlu.text.minhash import NearConfig, near_duplicates, signature
+from danlu.text.minhash import NearConfig, band_keys, shingles, signature, similarity
 from danlu.text.read import SourceConfig
 from danlu.text.splits import plan_splits
 from danlu.text.spool import Job, Spool, fill
@@ -49,26 +42,6 @@ def base(tmp_path: Path) -> Path:
         text = texts[number * 3].replace("word1 ", "word2 ").upper() if number % 2 else " ".join(draw.choices(WORDS, k=40))
         (tmp_path / "b" / f"{number:02}.txt").write_text(text + "\n")
     return tmp_path
-
-
-def run(base: Path, work: str, size: int, **keys) -> dict:
-    """The stage with splits of that size; workers: 1 unless it is said."""
-    sources = [{"path": "a.jsonl", "category": "rows"}, {"path": "b", "category": "files", "group": "file"}]
-    settings = Settings(**{"sources": sources, "near_dedup": {}, "dedup_paragraphs": True, "heldout_share": 0.3,
-                           "heldout": ["a.jsonl:4", "*/0[02].txt"], "workers": 1, **keys})
-    inputs = {reference.text: Input(reference.text, "files", "f", files=resolve(reference.text, base))
-              for reference in corpus.references(settings)}
-    (base / work).mkdir(exist_ok=True)
-    original, corpus.plan_splits = corpus.plan_splits, partial(plan_splits, size=size)
-    try:
-        return corpus.run(Context("corpus", settings, 0, inputs, base / work, "f", base, SingleProcess(),
-                                  Console(file=io.StringIO(), width=200)))
-    finally:
-        corpus.plan_splits = original
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def test_splits_and_workers_change_no_byte(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +108,18 @@ def spool_of(folder: Path, texts: list[str], config: NearConfig | None, paragrap
     return Spool(folder / "spool", jobs)
 
 
+def plain_rule(texts: list[str], config: NearConfig) -> list[int]:
+    """For each text the most similar one before it that stays and shares a band, where it is similar enough, or −1."""
+    signatures = [signature(text, config) for text in texts]
+    result: list[int] = []
+    for own in signatures:
+        similar = [(similarity(own, signatures[other]), -other) for other, of in enumerate(result) if of == -1 and
+                   (band_keys(own, config) == band_keys(signatures[other], config)).any()]
+        best = max(similar, default=(0, 1))
+        result.append(-best[1] if best[0] >= config.threshold else -1)
+    return result
+
+
 def test_near_duplicates_are_those_of_the_plain_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near, "CACHED", 5)
     draw = random.Random(3)
@@ -146,8 +131,7 @@ def test_near_duplicates_are_those_of_the_plain_rule(tmp_path: Path, monkeypatch
         texts.append(" ".join(words))
     config = NearConfig(threshold=0.7)
     found = near.near_repeats(spool_of(tmp_path, texts, config), np.ones(150, np.bool_), config)
-    expected = near_duplicates([signature(text, config) for text in texts], config)
-    assert found.tolist() == expected.tolist()
+    assert found.tolist() == plain_rule(texts, config)
     assert 20 < (found >= 0).sum() < 130
     assert (found[found[found >= 0]] == -1).all(), "whatever is removed is like one that stays"
 
@@ -164,6 +148,9 @@ def test_a_chain_loses_only_what_is_like_its_neighbour_that_stays(tmp_path: Path
     kept = np.flatnonzero(found == -1)
     assert 2 < len(kept) < 12 and (found != -1).any()
     assert set(found[found != -1].tolist()) <= set(kept.tolist())
+    for number in np.flatnonzero(found != -1).tolist():
+        one, other = (set(shingles(texts[place], config).tolist()) for place in (number, found[number]))
+        assert found[number] < number and len(one & other) / len(one | other) > 0.5
 
 
 def test_of_a_key_only_so_many_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,11 @@
-"""Decontamination, and its own measure; block lists; lines that many documents share."""
+"""Decontamination, and its own measure; block lists."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from danlu.core.errors import ConfigError
 from danlu.text.blocklists import BlocklistConfig, compile_words, load
-from danlu.text.boilerplate import BoilerplateConfig, count_lines, drop_lines, frequent, merge_counts
 from danlu.text.decontaminate import (
     DISGUISES,
     Contamination,
@@ -95,19 +93,3 @@ def test_a_block_list_that_is_none(tmp_path: Path, content: str | None, message:
         (tmp_path / "words.txt").write_text(content)
     with pytest.raises(ConfigError, match=message):
         load([BlocklistConfig(name="games", words="words.txt")], tmp_path)
-
-
-def test_lines_of_many_documents() -> None:
-    config = BoilerplateConfig(min_documents=3, min_chars=4)
-    texts = ["All rights reserved\nOne\nPage 3", "ALL  rights reserved\nTwo\npage 41\npage 42",
-    "Three\nall rights reserved\nPage 5\n你好",
-             "Page 6\n你好", "你好"]
-    whole = count_lines(texts, config)
-    parts = merge_counts([count_lines(texts[2:], config), count_lines(texts[:2], config)])
-    assert all(np.array_equal(one, other) for one, other in zip(whole, parts))
-    keys = frequent(whole, config)
-    assert len(keys) == 2
-    assert [drop_lines(text, keys, config) for text in texts] == [("One", 2), ("Two", 3),
-        ("Three\n\n你好".replace("\n\n", "\n"), 2),
-                                                                  ("你好", 1), ("你好", 0)]
-    assert merge_counts([])[0].shape == (0,)

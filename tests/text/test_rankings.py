@@ -1,15 +1,14 @@
 """Ranked answers: rows to Rankings, Rankings to pairs."""
 
 import json
-from itertools import combinations
 from pathlib import Path
 
 import pytest
 
 from danlu.core.ledger import Ledger
-from danlu.core.records import Message, Ranking
+from danlu.core.records import Message
 from danlu.text.fields import BadRow, Row
-from danlu.text.rankings import as_pairs, pairs_of, read_rankings, to_ranking
+from danlu.text.rankings import read_rankings, to_ranking
 
 Q = {"prompt": "q"}
 
@@ -68,21 +67,12 @@ def test_rows_that_are_no_rankings(row: dict, reason: str) -> None:
         to_ranking({"responses": ["a", "b"]}, "", "")
 
 
-def test_all_pairs_of_a_ranking() -> None:
-    ranking = Ranking((Message("user", "q"),), ("a", "b", "c", "d"), "s", "s:1", "c")
-    pairs = pairs_of(ranking)
-    assert [(pair.chosen, pair.rejected) for pair in pairs] == list(combinations("abcd", 2)) and len(pairs) == 4 * 3 / 2
-    assert {(pair.source, pair.id, pair.category) for pair in pairs} == {("s", "s:1", "c")}
-
-
-def test_rankings_of_a_file_and_their_pairs_balance(tmp_path: Path) -> None:
+def test_rankings_of_a_file_balance(tmp_path: Path) -> None:
     rows = [{**Q, "responses": ["好", "b", "c"]}, {**Q, "responses": ["a"]}, {**Q, "chosen": "x", "rejected": "y", "id": 1}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     ledger = Ledger()
-    pairs = list(as_pairs(read_rankings("a.jsonl", tmp_path, ledger), ledger, "a.jsonl"))
-    assert [(pair.chosen, pair.rejected, pair.id) for pair in pairs] == [
-        ("好", "b", "a.jsonl:1"), ("好", "c", "a.jsonl:1"), ("b", "c", "a.jsonl:1"), ("x", "y", "a.jsonl:3")]
+    found = [(ranking.answers, ranking.id) for ranking in read_rankings("a.jsonl", tmp_path, ledger)]
+    assert found == [(("好", "b", "c"), "a.jsonl:1"), (("x", "y"), "a.jsonl:3")]
     ledger.check()
     assert ledger.station("read:a.jsonl").notes["not read: id"] == 1
-    assert ledger.station("pairs:a.jsonl").went.rows == 4
     assert ledger.quarantined[0].where == "a.jsonl:2"

@@ -11,7 +11,7 @@ from danlu.text.feedback import read_feedback
 from danlu.text.formats import read_dialogues
 from danlu.text.labelled import read_labelled
 from danlu.text.preferences import read_preferences, read_prompts
-from danlu.text.rankings import as_pairs, read_rankings
+from danlu.text.rankings import read_rankings
 
 READERS = {"dialogues": read_dialogues, "preferences": read_preferences, "prompts": read_prompts, "rankings": read_rankings,
            "feedback": read_feedback, "labelled": read_labelled}
@@ -54,7 +54,4 @@ def test_any_row_is_a_record_or_is_refused_and_the_ledger_balances(tmp_path_fact
     assert ledger.station("read:rows.jsonl").went.bytes == sum(item.num_bytes for item in found)
     json.dumps(ledger.to_json())
     if name == "rankings":
-        pairs = list(as_pairs(found, ledger, "x"))
-        ledger.check()
-        assert all(pair.chosen.strip() != pair.rejected.strip() for pair in pairs)
-        assert len(pairs) == sum(len(item.answers) * (len(item.answers) - 1) // 2 for item in found)
+        assert all(len({answer.strip() for answer in item.answers}) == len(item.answers) >= 2 for item in found)

@@ -1,13 +1,18 @@
 """Splits: however a source is cut, the documents are the same."""
 
 import gzip
+import io
 import json
+import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from danlu.core.errors import DataError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Document
 from danlu.text import splits
@@ -45,6 +50,51 @@ def test_json_lines_in_any_pieces(tmp_path_factory, lines: list[bytes], size: in
         splits.CHUNK = original
     assert documents == expected
     assert merged.to_json() == ledger.to_json() and merged.quarantined == ledger.quarantined
+
+
+@pytest.mark.parametrize("size", [1, 700, 3000, 1 << 20])
+def test_parquet_at_its_row_groups(tmp_path: Path, size: int) -> None:
+    rows = [f"row {n} " + "x" * (n % 7) for n in range(100)] + [None]
+    pq.write_table(pa.table({"text": rows}), tmp_path / "a.parquet", row_group_size=9)
+    source, ledger = SourceConfig(path="a.parquet", max_refused=1), Ledger()
+    expected = list(read_documents(source, tmp_path, ledger))
+    documents, merged, number = read_by_splits(source, tmp_path, size)
+    assert documents == expected and documents[99].id == "a.parquet:100"
+    assert merged.to_json() == ledger.to_json() and merged.quarantined == ledger.quarantined
+    assert number == {1: 12, 1 << 20: 1}.get(size, number) and (size != 700 or 1 < number < 12)
+
+
+@pytest.mark.parametrize("size", [1, 500, 1 << 20])
+def test_archives_and_dumps_in_any_splits(tmp_path: Path, size: int) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    record = b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\ntext\r\n\r\n"
+    (folder / "a.wet.gz").write_bytes(gzip.compress(record) * 3 + gzip.compress(b"garbage\n"))
+    (folder / "b.xml").write_text("<mediawiki>" + "".join(
+        f"<page><title>t{n}</title><ns>{n % 2}</ns><revision><text>{{{{x}}}} text {n}</text></revision></page>"
+        for n in range(9)))
+    with tarfile.open(folder / "c.tar.gz", "w:gz") as archive:
+        for n in range(5):
+            info = tarfile.TarInfo(f"{n}.jsonl")
+            info.size = len(rows := f'{{"text": "member {n}"}}\n{{oops\n'.encode())
+            archive.addfile(info, io.BytesIO(rows))
+        link = tarfile.TarInfo("link.txt")
+        link.type = tarfile.SYMTYPE
+        archive.addfile(link)
+    source, ledger = SourceConfig(path="in", max_refused=1), Ledger()
+    expected = list(read_documents(source, tmp_path, ledger))
+    documents, merged, number = read_by_splits(source, tmp_path, size)
+    assert documents == expected and len(documents) == 3 + 5 + 5 and number == {1: 3, 1 << 20: 1}.get(size, number)
+    assert merged.to_json() == ledger.to_json() and merged.quarantined == ledger.quarantined
+    assert len(merged.quarantined) == 1 + 1 + 6
+
+
+def test_an_empty_or_damaged_large_parquet_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    assert read_by_splits(SourceConfig(path="a.parquet"), tmp_path, 1)[0] == []
+    (tmp_path / "b.parquet").write_bytes(b"PAR1" * 9)
+    with pytest.raises(DataError, match=r"b\.parquet: is no Parquet file"):
+        plan_splits([SourceConfig(path="b.parquet")], tmp_path, 1)
 
 
 def test_what_is_cut_and_what_is_not(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """Small tokenizers made on the fly, and chat templates in the styles of the families."""
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from danlu.core.records import Message
+from danlu.core.examples import Example
+from danlu.core.records import Dialogue, Message
+from danlu.tokens.encode import Encoder
 from danlu.tokens.train import CHAT_TEMPLATE, train_bpe
 
 CHATML = """\
@@ -145,3 +148,13 @@ def talk(*contents: str, system: str | None = None) -> tuple[Message, ...]:
     """User and assistant in turn."""
     turns = [Message(("user", "assistant")[i % 2], content) for i, content in enumerate(contents)]
     return tuple(([Message("system", system)] if system is not None else []) + turns)
+
+
+def dialogue(*contents: str, system: str | None = None, id: str = "f:1") -> Dialogue:
+    """A Dialogue whose messages take turns, the user first."""
+    return Dialogue(talk(*contents, system=system), "f", id)
+
+
+def learned_text(encoder: Encoder, examples: Iterable[Example]) -> list[str]:
+    """What is learned of each example, as text."""
+    return [encoder.codec.decode(x.branches[0].tokens[x.branches[0].weights > 0]) for x in examples]

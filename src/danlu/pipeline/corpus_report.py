@@ -23,9 +23,11 @@ from danlu.text.spool import Spool
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 REPORT, DATA = "report.html", "report.json"
 QUARANTINED = 3  # refused inputs of each reason that are shown
+MEASURED = "perplexity of what was measured, whether it stays or not"
 BAR = 24  # characters of a bar in the terminal
 CSS = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #6b7280; --line: #e5e7eb; --paper: #ffffff; --card: #f6f8fa;
@@ -69,6 +71,8 @@ def report_of(title: str, fingerprint: str, spool: Spool, chosen: Chosen, held: 
     return {"title": title, "fingerprint": fingerprint, "categories": categories, "ledger": ledger.to_json(),
             "removed": [{"station": item.station, "reason": item.reason, "where": item.where, "excerpt": item.excerpt,
                          "like": item.like} for item in chosen.removed],
+            "perplexities": {language: {str(least): count for least, count in counts.items()}
+                             for language, counts in spool.perplexities().items()},
             "quarantine": by_reason}
 
 
@@ -98,6 +102,8 @@ def page(report: Mapping[str, Any]) -> str:
                  for name, part in report["categories"].items()))]
     for name, part in report["categories"].items():
         parts += [f"<h3>{_text(name)}: length in characters</h3>", _histogram(part["lengths"])]
+    for language, counts in report["perplexities"].items():
+        parts += [f"<h3>{_text(language)}: {MEASURED}</h3>", _histogram(counts)]
     parts += ["<h2>The road</h2>", _table(("station", "in", "out", "what was dropped, added or noted"), (
         (station["name"], station["in"]["rows"], station["out"]["rows"], "; ".join(_losses(station)))
         for station in report["ledger"]["stations"]))]
@@ -147,17 +153,34 @@ def _table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return f"<div class=scroll><table><tr>{head}</tr>{body}</table></div>"
 
 
+def _least(number: str) -> str:
+    return f"{float(number):,.12g}"
+
+
 def _histogram(counts: Mapping[str, int]) -> str:
     most = max(counts.values(), default=1)
-    rows = "".join(f"<tr><td class=number>≥ {int(least):,}</td><td class=number>{count:,}</td><td class=wide>"
+    rows = "".join(f"<tr><td class=number>≥ {_least(least)}</td><td class=number>{count:,}</td><td class=wide>"
                    f'<div class=bar style="width:{100 * count / most:.1f}%"></div></td></tr>'
                    for least, count in counts.items())
     return f"<table>{rows}</table>"
 
 
+def _bars(title: str, measure: str, counts: Mapping[str, int]) -> "Table":
+    """A histogram for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(visible(title)), title_justify="left")
+    for column in (measure, "documents", ""):
+        table.add_column(column, justify="left" if not column else "right")
+    most = max(counts.values(), default=1)
+    for least, count in counts.items():
+        table.add_row(f"≥ {_least(least)}", f"{count:,}", "█" * -(-BAR * count // most))
+    return table
+
+
 def show_report(recipe: Recipe, step: str, console: "Console", runs: str | Path = "runs") -> None:
     """Prints the report of a corpus that was made. Raises ConfigError for a step that is none or has not run."""
-    from rich.table import Table
     from rich.text import Text
 
     found = recipe.step(step)
@@ -171,16 +194,12 @@ def show_report(recipe: Recipe, step: str, console: "Console", runs: str | Path 
         raise DataError("the corpus was made by an earlier danlu, without a report", where=str(folder))
     report = json.loads((folder / DATA).read_bytes())
     for name, part in report["categories"].items():
-        table = Table(title=Text(visible(f"{name}: {part['documents']:,} documents, {part['bytes']:,} bytes, "
-                                         f"{part['heldout']:,} held out")), title_justify="left")
-        for column in ("characters", "documents", ""):
-            table.add_column(column, justify="left" if not column else "right")
-        most = max(part["lengths"].values(), default=1)
-        for least, count in part["lengths"].items():
-            table.add_row(f"≥ {int(least):,}", f"{count:,}", "█" * -(-BAR * count // most))
-        console.print(table)
+        title = f"{name}: {part['documents']:,} documents, {part['bytes']:,} bytes, {part['heldout']:,} held out"
+        console.print(_bars(title, "characters", part["lengths"]))
         console.print(Text("languages: " + ", ".join(f"{language} {count:,}" for language, count in
                                                      part["languages"].items())))
+    for language, counts in report["perplexities"].items():
+        console.print(_bars(f"{language}: {MEASURED}", "perplexity", counts))
     for station in report["ledger"]["stations"]:
         console.print(Text(visible(f"{station['name']}: {station['in']['rows']:,} → {station['out']['rows']:,}"
                                    + "".join(f"\n  {loss}" for loss in _losses(station)))))

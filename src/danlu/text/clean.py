@@ -1,10 +1,10 @@
 """Cleaning: one text in, its normal form out, or the reason why it is dropped. Pure functions, no state.
 
 Normalising takes away what carries no meaning (line ends of three kinds, control and zero-width characters, blanks at
-line ends, runs of empty lines) and composes letters (NFC). Then come, in this order and where the recipe has them: block
-lists, the language, plain counts that are the same for every language, the rules for words between blanks (Gopher, C4,
-FineWeb; `text/rules.py`) or those for Chinese (`text/rules_zh.py`), and the masking of personal data. The first rule that
-fails names the reason.
+line ends, runs of empty lines) and composes letters (NFC). Then come, in this order and where the recipe has them: lines
+that many documents share, plain counts that are the same for every language, block lists, the language, the rules for words
+between blanks (Gopher, C4, FineWeb; `text/rules.py`) or those for Chinese (`text/rules_zh.py`), the perplexity, and the
+masking of personal data. The first rule that fails names the reason.
 
     result = clean(text, CleanConfig(gopher_quality={}, chinese={}))
     result.text, result.reason              # text, or None and "too_short" | "gopher_short_doc" | "zh_too_few_han" | …
@@ -12,18 +12,18 @@ fails names the reason.
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from danlu.core.config import Config
-from danlu.core.ledger import Ledger
-from danlu.core.records import Document
 from danlu.text.blocklists import Blocklist, BlocklistConfig
+from danlu.text.boilerplate import Boilerplate, BoilerplateConfig
 from danlu.text.characters import BLANK, HAN, LETTER, NUMBER, SINGLE, kind_counts
 from danlu.text.langid import LangidConfig, identify, language
+from danlu.text.ngram import CharNgram, PerplexityConfig
 from danlu.text.pii import PiiConfig, mask
 from danlu.text.rules import (
     C4Config,
@@ -39,7 +39,7 @@ from danlu.text.rules import (
 from danlu.text.rules_zh import ChineseConfig, chinese
 from danlu.text.simplified import simplify
 
-__all__ = ["CleanConfig", "Cleaned", "clean", "clean_documents", "language", "normalize", "repeated_share"]
+__all__ = ["Aids", "CleanConfig", "Cleaned", "clean", "language", "normal_form", "normalize", "repeated_share"]
 MIN_LINES = 10  # below this many lines, repetition says nothing
 
 
@@ -52,6 +52,7 @@ class CleanConfig(Config):
     unicode: Literal["NFC", "NFKC"] = Field(default="NFC", description="NFKC also makes full-width letters plain")
     half_width: bool = Field(default=False, description="full-width letters and digits become plain, Chinese marks stay")
     simplified: bool = Field(default=False, description="traditional characters become simplified (extra opencc)")
+    boilerplate: BoilerplateConfig | None = Field(default=None, description="lines of many documents are taken out")
     min_chars: int = Field(default=1, ge=0, description="shorter documents are dropped")
     min_letters: float = Field(default=0.3, ge=0, le=1, description="least share of letters and Han characters")
     max_symbols: float = Field(default=0.5, ge=0, le=1, description="largest share of neither letters nor digits")
@@ -63,16 +64,39 @@ class CleanConfig(Config):
     fineweb: FineWebConfig | None = Field(default=None, description="FineWeb's rules")
     chinese: ChineseConfig | None = Field(default=None, description="rules for Chinese")
     blocklists: list[BlocklistConfig] = Field(default=[], description="words and sites that drop a document")
+    perplexity: list[PerplexityConfig] = Field(default=[], description="how unlike good text a text may be")
     pii: PiiConfig | None = Field(default=None, description="personal data that is masked")
+
+    @model_validator(mode="after")
+    def _a_language_has_one_model(self) -> "CleanConfig":
+        languages = [part.language for part in self.perplexity]
+        if len(set(languages)) < len(languages):
+            raise ValueError("two entries of “perplexity” are for the same language")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Aids:
+    """What the rules look things up in: made from the files that a recipe names, or from the corpus itself.
+
+    boilerplate  the lines that many documents share
+    models       by language, each with the perplexity up to which a text stays; None: of languages that have no own
+    """
+
+    lists: Sequence[Blocklist] = ()
+    boilerplate: Boilerplate | None = None
+    models: Mapping[str | None, tuple[CharNgram, float | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
     """The text in its normal form, or None and the reason, and what is known of it.
 
-    changes   by step (normalised, c4_lines, zh_frame_lines, pii): bytes that it put in (> 0) or took out (< 0)
-    notes     how many of what: pii_email, zh_frame_lines …
-    quality   chars, han_ratio, symbol_ratio, and with the model of languages language_score; of a text that stays
+    changes   by step (normalised, boilerplate, c4_lines, zh_frame_lines, pii): bytes that it put in (> 0) or took out (< 0)
+    notes     how many of what: pii_email, boilerplate_lines …
+    quality   chars, han_ratio, symbol_ratio, with the model of languages language_score, and with a model of good text
+              perplexity; of a text that stays, but for the perplexity
+    framed    the lines that were boilerplate
     """
 
     text: str | None
@@ -81,6 +105,7 @@ class Cleaned:
     changes: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     quality: dict[str, float] = field(default_factory=dict)
+    framed: Sequence[str] = ()
 
 
 _LINE_ENDS = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
@@ -106,25 +131,47 @@ def half_width(text: str) -> str:
     return _FULL_WIDTH.sub(lambda match: "".join(chr(ord(character) - 0xfee0) for character in match[0]), text)
 
 
-def clean(text: str, config: CleanConfig, lists: Sequence[Blocklist] = ()) -> Cleaned:
-    """Normalises a text and applies the rules of the recipe; `lists` are `blocklists.load(config.blocklists, base)`."""
-    came = _size(text)
+def normal_form(text: str, config: CleanConfig) -> str:
+    """The text before any rule."""
     text = normalize(text, config.unicode)
     if config.half_width:
         text = half_width(text)
-    if config.simplified:
-        text = simplify(text)
+    return simplify(text) if config.simplified else text
+
+
+def clean(text: str, config: CleanConfig, aids: Aids = Aids()) -> Cleaned:
+    """Normalises a text and applies the rules of the recipe."""
+    came = _size(text)
+    text = normal_form(text, config)
     changes = {"normalised": _size(text) - came}
+    framed: list[str] = []
+    if aids.boilerplate is not None:
+        before = text
+        text, framed = aids.boilerplate.drop(text)
+        changes["boilerplate"] = _size(text) - _size(before)
+    if framed and not text.strip():
+        return Cleaned(None, "only_boilerplate", framed=framed)
+    result = _judged(text, config, aids)
+    if result.text is None:
+        return replace(result, framed=framed)
+    changes, notes = {**changes, **result.changes}, {"boilerplate_lines": len(framed), **result.notes}
+    return replace(result, framed=framed, changes={step: size for step, size in changes.items() if size},
+                   notes={what: count for what, count in notes.items() if count})
+
+
+def _judged(text: str, config: CleanConfig, aids: Aids) -> Cleaned:
+    """What the rules that look at one text make of it."""
     counts = kind_counts(text)
     solid = len(text) - counts[BLANK]
     reason = _plain_rules(text, counts, solid, config)
     if reason is None:
-        reason = next((blocked.reason for blocked in lists if blocked.blocks(text)), None)
+        reason = next((blocked.reason for blocked in aids.lists if blocked.blocks(text)), None)
     if reason is not None:
         return Cleaned(None, reason)
     spoken, score = identify(text, config.langid)
     if config.langid.keep and (spoken not in config.langid.keep or score < config.langid.threshold):
         return Cleaned(None, "other_language", spoken)
+    changes: dict[str, int] = {}
     notes: dict[str, int] = {}
     before = text
     if spoken == "zh":
@@ -139,13 +186,24 @@ def clean(text: str, config: CleanConfig, lists: Sequence[Blocklist] = ()) -> Cl
         reason = "empty"
     if reason is not None:
         return Cleaned(None, reason, spoken)
+    likeness = _likeness(text, aids.models.get(spoken, aids.models.get(None)))
+    if likeness.reason is not None:
+        return replace(likeness, language=spoken)
     if config.pii is not None:
         before = text
         text, found = mask(text, config.pii)
         notes.update({f"pii_{kind}": count for kind, count in found.items()})
         changes["pii"] = _size(text) - _size(before) if found else 0
-    return Cleaned(text, None, spoken, {step: size for step, size in changes.items() if size},
-                   {what: count for what, count in notes.items() if count}, _quality(text, score, config))
+    return Cleaned(text, None, spoken, changes, notes, {**_quality(text, score, config), **likeness.quality})
+
+
+def _likeness(text: str, model: tuple[CharNgram, float | None] | None) -> Cleaned:
+    """The text with its perplexity, or without a text where that is too high."""
+    if model is None:
+        return Cleaned(text)
+    perplexity = round(model[0].perplexity(text), 2)
+    high = model[1] is not None and perplexity > model[1]
+    return Cleaned(None if high else text, "high_perplexity" if high else None, quality={"perplexity": perplexity})
 
 
 def _size(text: str) -> int:
@@ -208,26 +266,3 @@ def repeated_share(text: str) -> float:
             repeated += len(line)
         seen.add(line)
     return repeated / total
-
-
-def clean_documents(documents: Iterator[Document], config: CleanConfig, ledger: Ledger,
-                    only: Literal["zh", "en"] | None = None, lists: Sequence[Blocklist] = ()) -> Iterator[Document]:
-    """The cleaned documents, counted at the station `clean`; with `only`, those of one language."""
-    station = ledger.station("clean")
-    for document in documents:
-        came = len(document.text.encode())
-        station.take(rows=1, bytes=came)
-        result = clean(document.text, config, lists)
-        reason = result.reason
-        if result.text is not None and only is not None and result.language != only:
-            reason = "other_language"
-        if reason is not None or result.text is None:
-            assert reason is not None
-            station.drop(reason, rows=1, bytes=came)
-            continue
-        for step, size in result.changes.items():
-            (station.add if size > 0 else station.drop)(step, bytes=abs(size))
-        for what, count in result.notes.items():
-            station.note(what, rows=count)
-        station.give(rows=1, bytes=len(result.text.encode()))
-        yield Document(result.text, document.source, document.id, document.category)

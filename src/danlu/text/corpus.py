@@ -1,8 +1,9 @@
 """The corpus on disk: shards `train-00000.parquet`, … and `heldout-00000.parquet`, …, one row a document.
 
 Columns: text, source, category, id, language as it was told when cleaning, and what was measured then: chars, han_ratio,
-symbol_ratio (of the characters that are not blank) and language_score, null where no model told the language. The bytes
-depend on the documents alone: row groups have a fixed number of rows and the compression a fixed level.
+symbol_ratio (of the characters that are not blank), language_score and perplexity, null where no model told the language
+and none of good text was asked. The bytes depend on the documents alone: row groups have a fixed number of rows and the
+compression a fixed level.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from danlu.core.records import Document
 
 SPLITS = ("train", "heldout")
 COLUMNS = ("text", "source", "category", "id", "language")
-QUALITY = ("chars", "han_ratio", "symbol_ratio", "language_score")
+QUALITY = ("chars", "han_ratio", "symbol_ratio", "language_score", "perplexity")
 SCHEMA = pa.schema([*(pa.field(name, pa.large_string(), nullable=False) for name in COLUMNS),
                     *(pa.field(name, pa.float64()) for name in QUALITY)])
 ROW_GROUP = 1024  # documents
@@ -88,10 +89,12 @@ def read_shard(path: Path) -> Iterator[Row]:
     """The rows of one file that a CorpusWriter wrote."""
     try:
         with pq.ParquetFile(path, buffer_size=1 << 20) as file:
-            for batch in file.iter_batches(batch_size=256, columns=SCHEMA.names):
+            measured = [name for name in QUALITY if name in file.schema_arrow.names]  # earlier corpora have fewer
+            for batch in file.iter_batches(batch_size=256, columns=[*COLUMNS, *measured]):
                 for text, source, category, id, language, *quality in zip(
-                        *(batch.column(name).to_pylist() for name in SCHEMA.names), strict=True):
-                    yield Row(Document(text, source, id, category), language, dict(zip(QUALITY, quality)))
+                        *(batch.column(name).to_pylist() for name in (*COLUMNS, *measured)), strict=True):
+                    yield Row(Document(text, source, id, category), language,
+                              {**dict.fromkeys(QUALITY), **dict(zip(measured, quality, strict=True))})
     except FileNotFoundError:
         raise DataError("is missing: the folder holds no corpus", where=str(path)) from None
     except pa.ArrowException as error:

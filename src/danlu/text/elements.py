@@ -16,8 +16,9 @@ from typing import Any
 
 from danlu.core.errors import DataError
 from danlu.core.ledger import EXCERPT
+from danlu.text.expansion import Expanded
 from danlu.text.files import Located
-from danlu.text.lines import BOM, MARKUP, UNREADABLE, Gate, Value, is_unicode, open_text, unreadable
+from danlu.text.lines import BOM, MARKUP, UNREADABLE, Gate, Value, give_up, is_unicode, open_text, unreadable
 
 MAX_JSON_BYTES = 1 << 30  # one value is held in memory as text and as what it says
 CHUNK = 1 << 20  # bytes that are read at a time, and more where a value is longer
@@ -127,10 +128,12 @@ class _Window:
 def begins_with_value(located: Located) -> bool:
     """Whether the first thing in the file is a JSON value, over however many lines."""
     try:
-        with open_text(located.path) as file:
-            window = _opened(file, located.label)
+        with open_text(located) as file:
+            window = _opened(_Window(file, located.label))
             window.gap()
             return bool(window.next()) and not window.value()[2]
+    except Expanded:
+        return False
     except UNREADABLE as error:
         raise unreadable(located, error) from error
 
@@ -141,15 +144,18 @@ def read_elements(located: Located, gate: Gate) -> Iterator[Value]:
     Raises DataError where the file cannot be read, or one value has more than MAX_JSON_BYTES.
     """
     try:
-        with open_text(located.path, gate) as file:
-            yield from _elements(_opened(file, located.label, gate), gate)
+        with open_text(located, gate) as file:
+            window = _Window(file, located.label)
+            try:
+                yield from _elements(_opened(window, gate), gate)
+            except Expanded as error:
+                give_up(gate, f"{located.label}:{window.line}", error)
     except UNREADABLE as error:
         raise unreadable(located, error) from error
 
 
-def _opened(file: io.BufferedIOBase, label: str, gate: Gate | None = None) -> _Window:
+def _opened(window: _Window, gate: Gate | None = None) -> _Window:
     """The window at the beginning of the text, behind a byte order mark."""
-    window = _Window(file, label)
     window.more()
     if window.text.startswith(BOM.decode()):
         window.text = window.text[1:]

@@ -5,7 +5,7 @@ the bytes would say: Chinese comes in runs of pairs, of which nearly all are amo
 encoding (the first level of GB 2312, or of Big5) and far fewer of a wrong one; the accents of Windows-1252 (Latin-1) stand
 alone beside plain letters. What is neither is not guessed.
 
-    with open_text(path, gate) as file:
+    with open_text(located, gate) as file:
         file.readline()                     # UTF-8, whatever the file is in
     decode_line(raw)                        # ("你好", "GB18030") or (None, "")
 """

@@ -25,22 +25,36 @@ DOCSTRINGS = "docstrings:"
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 YAML_SUFFIXES = (".yml", ".yaml")
+PAGE_SUFFIXES = (".html", ".htm", ".xhtml")
+ARCHIVE = ".tar"
+WEB_SUFFIXES = (*PAGE_SUFFIXES, ".warc", ".wet", ".xml", ARCHIVE)  # read as documents only
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")  # may follow any of them but those of Parquet and Arrow
-ALL_SUFFIXES = TEXT_SUFFIXES + DATA_SUFFIXES + YAML_SUFFIXES
+SHORT_FORMS = {".tgz": ".gz", ".tbz": ".bz2", ".tbz2": ".bz2", ".txz": ".xz", ".tzst": ".zst"}  # of .tar.gz, …
+ROW_SUFFIXES = TEXT_SUFFIXES + DATA_SUFFIXES + YAML_SUFFIXES
+ALL_SUFFIXES = ROW_SUFFIXES + WEB_SUFFIXES
 
 
 def suffix_of(path: Path) -> str:
     """What the file's name says it holds: `.jsonl` of `a.jsonl` and of `a.jsonl.gz`, `.gz` of `a.gz`; in lower case."""
     suffix = path.suffix.lower()
+    if suffix in SHORT_FORMS:
+        return ARCHIVE
     return Path(path.stem).suffix.lower() or suffix if suffix in COMPRESSED else suffix
+
+
+def compression_of(path: Path) -> str:
+    """One of COMPRESSED, as the file's name says; "" for none."""
+    suffix = path.suffix.lower()
+    return suffix if suffix in COMPRESSED else SHORT_FORMS.get(suffix, "")
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A file and the name by which people know it; or whole lines of it, where it is read in pieces.
+    """A file and the name by which people know it; or whole lines or row groups of it, where it is read in pieces.
 
-    begin, end  bytes of the first line and behind the last one; None: to the end of the file
-    line        the number of the first line
+    begin, end  bytes of the first line and behind the last one, of Parquet its row groups; None: to the end of the file
+    line        the number of the first line or row
+    limit       bytes to which it may expand, where it is compressed; None: as many as its size allows
     """
 
     path: Path
@@ -48,6 +62,7 @@ class Located:
     begin: int = 0
     end: int | None = None
     line: int = 1
+    limit: int | None = None
 
 
 def resolve(path: str, base: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from danlu.core.errors import ConfigError, nearest
-from danlu.text.files import ALL_SUFFIXES, Located, suffix_of
+from danlu.text.files import ALL_SUFFIXES, ROW_SUFFIXES, Located, suffix_of
 
 README = "README.md"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -50,7 +50,7 @@ def snapshot(name: str) -> Path:
     """The folder of a dataset on the hub, fetched or from the cache. Raises ConfigError where neither has it."""
     from huggingface_hub import snapshot_download
 
-    endings = [f"*{suffix}{packed}" for suffix in ALL_SUFFIXES for packed in ("", ".gz", ".bz2", ".xz", ".zst")]
+    endings = [f"*{suffix}{packed}" for suffix in ROW_SUFFIXES for packed in ("", ".gz", ".bz2", ".xz", ".zst")]
     try:
         return Path(snapshot_download(name, repo_type="dataset", allow_patterns=endings))
     except (OSError, ValueError) as error:

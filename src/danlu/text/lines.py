@@ -26,7 +26,8 @@ import pyarrow as pa
 from danlu.core.errors import DataError
 from danlu.core.ledger import EXCERPT, Ledger, Station
 from danlu.text.encodings import RECODED, SAMPLE, as_utf8, decode_line, encoding_of
-from danlu.text.files import Located
+from danlu.text.expansion import TOO_LARGE, Bounded, Expanded, limit_of
+from danlu.text.files import Located, compression_of
 
 PACKED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 MAX_LINE_BYTES = 32 << 20  # a longer line is refused: it would be held in memory several times over
@@ -121,19 +122,22 @@ class Value:
     whole: bool = False
 
 
-def open_file(path: Path) -> io.BufferedReader:
-    """The file's bytes, without the compression that its name says. Raises one of UNREADABLE, while reading too."""
-    suffix = path.suffix.lower()
-    if suffix in PACKED:
-        return io.BufferedReader(PACKED[suffix](path, "rb"), SAMPLE)
-    if suffix == ".zst":
-        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), SAMPLE)
-    return io.BufferedReader(open(path, "rb", buffering=0), SAMPLE)
+def open_file(path: Path, limit: int | None = None) -> io.BufferedReader:
+    """The file's bytes, without the compression that its name says. Raises one of UNREADABLE, while reading too.
+
+    limit  bytes to which compressed ones may expand (None: as many as their number allows); more raise Expanded
+    """
+    suffix = compression_of(path)
+    if not suffix:
+        return io.BufferedReader(open(path, "rb", buffering=0), SAMPLE)
+    allowed = limit_of(path.stat().st_size, limit)
+    file = pa.input_stream(str(path), compression="zstd") if suffix == ".zst" else PACKED[suffix](path, "rb")
+    return io.BufferedReader(Bounded(file, allowed), SAMPLE)
 
 
-def open_text(path: Path, gate: Gate | None = None) -> io.BufferedIOBase:
+def open_text(located: Located, gate: Gate | None = None) -> io.BufferedIOBase:
     """As `open_file`, in UTF-8, whatever encoding the file is in."""
-    return as_utf8(open_file(path), gate)
+    return as_utf8(open_file(located.path, located.limit), gate)
 
 
 def encoding(path: Path) -> str:
@@ -144,6 +148,8 @@ def encoding(path: Path) -> str:
 
 def unreadable(located: Located, error: Exception, line: int = 0) -> DataError:
     """The error for one of UNREADABLE; `line` is the last one that could be read."""
+    if isinstance(error, Expanded):
+        return DataError(str(error), where=located.label, hint="Unpack it beforehand, if it is meant to be so large.")
     if isinstance(error, OSError) and error.errno is not None:
         return DataError(f"cannot be read: {error.strerror}", where=str(located.path))
     after = f" after line {line}" if line else ""
@@ -151,14 +157,21 @@ def unreadable(located: Located, error: Exception, line: int = 0) -> DataError:
                      hint="Fetch or make the file again; nothing behind that place can be read.")
 
 
+def give_up(gate: Gate, where: str, error: Expanded) -> None:
+    """Counts as one refused row that the rest of a compressed file is not read."""
+    gate.take(rows=1)
+    gate.refuse(where, f"{error}; the rest is not read", kind=TOO_LARGE)
+
+
 def read_lines(located: Located, gate: Gate, errors: str = "strict") -> Iterator[Line]:
     """The lines of a file. Each is taken as one row; a byte order mark, bad bytes and endless lines are dropped.
 
-    Raises DataError where the file cannot be read, or where compressed data end too early.
+    What lies behind the bound of a compressed file is one refused row. Raises DataError where the file cannot be read, or
+    where compressed data end too early.
     """
     number, at = located.line - 1, located.begin
     try:
-        with open_text(located.path, gate) as file:
+        with open_text(located, gate) as file:
             if at:
                 file.seek(at)
             while (located.end is None or at < located.end) and (raw := file.readline(MAX_LINE_BYTES + 1)):
@@ -180,6 +193,8 @@ def read_lines(located: Located, gate: Gate, errors: str = "strict") -> Iterator
                 line = _decoded(raw, errors, number, located, gate)
                 if line is not None:
                     yield line
+    except Expanded as error:
+        give_up(gate, f"{located.label}:{number + 1}", error)
     except UNREADABLE as error:
         raise unreadable(located, error, number) from error
 

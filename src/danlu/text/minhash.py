@@ -11,10 +11,10 @@ removed only where its similarity with a text that *stays* passes. So a chain of
 is like its neighbour that stays, and not the whole chain.
 
     config = NearConfig()
-    of = near_duplicates((signature(text, config) for text in texts), config)     # −1: stays, else the one it repeats
+    own, other = signature(text, config), signature(another, config)
+    (band_keys(own, config) == band_keys(other, config)).any() and similarity(own, other) >= config.threshold
 """
 
-from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
@@ -88,52 +88,6 @@ def similarity(one: np.ndarray, others: np.ndarray) -> np.ndarray:
     return (one == others).mean(axis=-1)
 
 
-def jaccard(one: np.ndarray, other: np.ndarray) -> float:
-    """|A ∩ B| / |A ∪ B| of two texts' shingles, exactly; 0 where both are empty."""
-    first, second = np.unique(one), np.unique(other)
-    shared = len(np.intersect1d(first, second, assume_unique=True))
-    return shared / max(len(first) + len(second) - shared, 1)
-
-
 def is_empty(one: np.ndarray) -> bool:
     """Whether a signature is that of a text without shingles; such a text is like no other."""
     return bool((one == 0xffffffff).all())
-
-
-def near_duplicates(signatures: Iterable[np.ndarray], config: NearConfig) -> np.ndarray:
-    """int64 [documents]: for each document in its order the kept one that it repeats (the most similar), or −1: it stays.
-
-    Candidates are looked for among the kept documents alone, so what is removed is always like something that stays.
-    """
-    buckets: list[dict[int, list[int]]] = [{} for _ in range(config.bands)]
-    kept: dict[int, np.ndarray] = {}
-    result: list[int] = []
-    for number, own in enumerate(signatures):
-        result.append(KEPT)
-        if is_empty(own):
-            continue
-        keys = band_keys(own, config).tolist()
-        candidates = sorted({other for bucket, key in zip(buckets, keys) for other in bucket.get(key, ())})
-        if candidates:
-            similar = similarity(own, np.stack([kept[other] for other in candidates]))
-            best = int(similar.argmax())
-            if similar[best] >= config.threshold:
-                result[-1] = candidates[best]
-                continue
-        kept[number] = own
-        for bucket, key in zip(buckets, keys):
-            bucket.setdefault(key, []).append(number)
-    return np.array(result, np.int64)
-
-
-def keep_first(pairs: np.ndarray, num_documents: int) -> np.ndarray:
-    """int64 [documents]: as `near_duplicates`, from pairs [P, 2] that have passed the check; the earliest one is named.
-
-    A document is removed where it is in a pair with an earlier one that stays, whatever it has in common with removed ones.
-    """
-    result = np.full(num_documents, KEPT, np.int64)
-    ordered = np.sort(pairs.reshape(-1, 2), axis=1)
-    for earlier, later in ordered[np.lexsort((ordered[:, 0], ordered[:, 1]))].tolist():
-        if earlier != later and result[earlier] == KEPT and result[later] == KEPT:
-            result[later] = earlier
-    return result

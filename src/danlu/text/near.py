@@ -2,9 +2,8 @@
 
 One band after the other is sorted, so that memory holds one key a document; only documents that share a key with another
 one are looked at again, in the corpus's order. Such a document goes where its signature is similar enough to that of one
-that *stays*; the most similar one is named. It is the rule of `danlu.text.minhash.near_duplicates`, for corpora of any
-size, but that of the documents that stay only the first MAX_MEMBERS with a key are compared: where thousands share a
-template and are not alike, work would grow with their square.
+that *stays*; the most similar one is named. Of the documents that stay only the first MAX_MEMBERS with a key are compared:
+where thousands share a template and are not alike, work would grow with their square.
 
     of = near_repeats(spool, stays, NearConfig())       # int64: −1, or the document that stays and is alike
 """

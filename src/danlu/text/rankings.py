@@ -1,4 +1,4 @@
-"""Several answers to one prompt, in an order: rows to Rankings, and Rankings to the pairs that they are made of.
+"""Several answers to one prompt, in an order: rows to Rankings.
 
     {"prompt": "…", "responses": ["the best", "…", "the worst"]}
     {"prompt": "…", "responses": ["…", "…"], "scores": [3.5, 4.0]}               more is better; or "ranks": less is
@@ -9,12 +9,11 @@ The prompt is whatever `danlu.text.preferences` reads as one. Of answers that ar
 kept.
 """
 
-from collections.abc import Iterable, Iterator
-from itertools import combinations
+from collections.abc import Iterator
 from pathlib import Path
 
 from danlu.core.ledger import Ledger
-from danlu.core.records import Preference, Ranking
+from danlu.core.records import Ranking
 from danlu.text.answers import answer_text, in_order, scores_of
 from danlu.text.fields import BadRow, Values, known_values, unpacked
 from danlu.text.formats import Rows, read_records
@@ -57,20 +56,3 @@ def read_rankings(path: str, base: Path, ledger: Ledger, *, category: str = "pre
     """The rankings of what `path` names, counted and refused as `read_preferences` counts and refuses."""
     gate = Gate(f"read:{path}", ledger, max_refused)
     yield from read_records(path, base, gate, category, Rows("rankings", to_ranking))
-
-
-def pairs_of(ranking: Ranking) -> list[Preference]:
-    """Every pair of a better and a worse answer: n (n - 1) / 2 of n answers, the best first."""
-    return [Preference(ranking.messages, better, worse, ranking.source, ranking.id, ranking.category, tools=ranking.tools)
-            for better, worse in combinations(ranking.answers, 2)]
-
-
-def as_pairs(rankings: Iterable[Ranking], ledger: Ledger, name: str) -> Iterator[Preference]:
-    """All pairs of all rankings, counted at the station `pairs:<name>`."""
-    station = ledger.station(f"pairs:{name}")
-    for ranking in rankings:
-        pairs, came = pairs_of(ranking), ranking.num_bytes
-        station.take(rows=1, bytes=came)
-        station.add("pairs of one ranking", rows=len(pairs) - 1, bytes=sum(pair.num_bytes for pair in pairs) - came)
-        station.give(rows=len(pairs), bytes=sum(pair.num_bytes for pair in pairs))
-        yield from pairs

@@ -4,7 +4,8 @@ A source is a file, a folder, a glob, `package:NAME/path` (files inside an insta
 (`danlu.text.registry`) or `docstrings:NAME,NAME` (the documentation in the packages' source). Plain text gives one
 document a file, paragraph or line; rows of JSON and of tables give one document each, their `text` or else their
 `prompt`, or several where `field` is a path such as `data[].paragraphs[].context`; a JSON list of strings or an object of
-title → text works without `field`.
+title → text works without `field`. Web pages and archives of them, dumps of MediaWiki and the members of tar files are read
+as what they hold.
 
     source = SourceConfig(path="texts/", category="en")
     for document in read_documents(source, base, ledger):
@@ -12,6 +13,7 @@ title → text works without `field`.
     ledger.check()
 """
 
+import io
 import re
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
@@ -24,14 +26,18 @@ from danlu.core.config import Config
 from danlu.core.errors import DataError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Document
+from danlu.text.archives import read_members
 from danlu.text.corpus import read_corpus
 from danlu.text.docstrings import read_module
 from danlu.text.fields import BadRow, first_of, text_of
 from danlu.text.files import (
+    ARCHIVE,
     DATA_SUFFIXES,
     DOCSTRINGS,
     PACKAGE,
+    PAGE_SUFFIXES,
     TEXT_SUFFIXES,
+    WEB_SUFFIXES,
     Located,
     docstring_names,
     modules,
@@ -39,11 +45,16 @@ from danlu.text.files import (
     suffix_of,
 )
 from danlu.text.lines import BEHIND
+from danlu.text.mediawiki import read_dump
+from danlu.text.pages import need_web, read_page
 from danlu.text.registry import Found, counted, find
 from danlu.text.rows import MAX_REFUSED, Gate, Line, Value, kind_of, read_lines, read_rows, read_values, refuse_value
+from danlu.text.warc import read_warc
 
 __all__ = ["SourceConfig", "group_of", "read_corpus", "read_documents", "read_rows", "resolve"]
 
+DOCUMENTS = TEXT_SUFFIXES + DATA_SUFFIXES + WEB_SUFFIXES
+WEB = {**dict.fromkeys(PAGE_SUFFIXES, read_page), ".warc": read_warc, ".wet": read_warc, ".xml": read_dump}
 FIELDS = ("text", "prompt")  # where a row's text is, unless `field` says so
 MAX_DOCUMENT_BYTES = 1 << 28  # a document is held in memory several times over
 _FIELD = re.compile(r"[^.\[\]]+(\[\])?(\.[^.\[\]]+(\[\])?)*")
@@ -86,7 +97,9 @@ def read_documents(source: SourceConfig, base: Path, ledger: Ledger, pairs: bool
 
 def find_documents(source: SourceConfig, base: Path) -> Found:
     """The files of a source that is not `docstrings:`. Raises ConfigError if nothing is there."""
-    return find(source.path, base, TEXT_SUFFIXES + DATA_SUFFIXES)
+    found = find(source.path, base, DOCUMENTS)
+    need_web(found.files)
+    return found
 
 
 def read_modules(names: Iterable[str], source: SourceConfig, gate: Gate) -> Iterator[Document]:
@@ -104,10 +117,24 @@ def read_found(found: Found, source: SourceConfig, gate: Gate, pairs: bool = Fal
 
 def _read_files(found: Found, source: SourceConfig, gate: Gate, pairs: bool) -> Generator[Document, None, None]:
     for located in found.files:
-        if suffix_of(located.path) in DATA_SUFFIXES:
-            yield from _read_data(located, found, source, gate, pairs)
-        else:
-            yield from _read_text(located, source, gate)
+        yield from _read_file(located, found, source, gate, pairs)
+
+
+def _read_file(located: Located, found: Found, source: SourceConfig, gate: Gate, pairs: bool
+               ) -> Generator[Document, None, None]:
+    """The documents of one file, by what its name says it holds."""
+    suffix = suffix_of(located.path)
+    if suffix == ARCHIVE:
+        for member in read_members(located, gate, DOCUMENTS):
+            yield from _read_file(member, found, source, gate, pairs)
+    elif suffix in WEB:
+        for value in WEB[suffix](located, gate):
+            gate.give(len(value.value.encode()), value.bytes)
+            yield Document(value.value, located.label, value.where, source.category)
+    elif suffix in DATA_SUFFIXES:
+        yield from _read_data(located, found, source, gate, pairs)
+    else:
+        yield from _read_text(located, source, gate)
 
 
 def group_of(document: Document, group: str) -> str:
@@ -128,43 +155,56 @@ def _read_text(located: Located, source: SourceConfig, gate: Gate) -> Iterator[D
 
     Raises DataError where a file or a paragraph is too large to be one document.
     """
-    lines: list[Line] = []
-    size = 0
+    held = _Held()
     for line in read_lines(located, gate):
         whole = source.document == "file"
         blank = not whole and not line.text.strip()
-        if lines and not whole and (blank or source.document == "line"):
+        if held.num and not whole and (blank or source.document == "line"):
             try:
-                yield _joined(lines, located, source, gate)
+                yield _joined(held, located, source, gate)
             except GeneratorExit:  # no more is asked for, and this line was already read
                 gate.station.drop(BEHIND, rows=1, bytes=len(line.text.encode()))
                 raise
-            lines, size = [], 0
+            held = _Held()
         if blank:
             gate.station.drop("blank line", rows=1, bytes=len(line.text.encode()))
             continue
-        lines.append(line)
-        size += line.bytes
-        if size > MAX_DOCUMENT_BYTES and source.document != "line":
+        held.add(line)
+        if held.bytes > MAX_DOCUMENT_BYTES and source.document != "line":
             raise DataError(f"the {source.document} has more than {MAX_DOCUMENT_BYTES} bytes, too many for one document",
-                            where=f"{located.label}:{lines[0].number}",
+                            where=f"{located.label}:{held.first}",
                             hint=f"Set document: {'paragraph or document: ' if whole else ''}line for this source.")
-    if lines:
-        yield _joined(lines, located, source, gate)
+    if held.num:
+        yield _joined(held, located, source, gate)
 
 
-def _joined(lines: list[Line], located: Located, source: SourceConfig, gate: Gate) -> Document:
-    text = "".join(line.text for line in lines)
+class _Held:
+    """The lines of a document so far, as one text: as objects short lines would take thirty times their bytes."""
+
+    def __init__(self) -> None:
+        self.text = io.StringIO(newline="")
+        self.first = self.num = self.bytes = 0
+
+    def add(self, line: Line) -> None:
+        """Adds the next line; the first one's number is the document's."""
+        self.first = self.first or line.number
+        self.num += 1
+        self.bytes += line.bytes
+        self.text.write(line.text)
+
+
+def _joined(held: _Held, located: Located, source: SourceConfig, gate: Gate) -> Document:
+    text = held.text.getvalue()
     size = len(text.encode())
-    if len(lines) > 1:
-        gate.station.drop("joined with the line before", rows=len(lines) - 1)
+    if held.num > 1:
+        gate.station.drop("joined with the line before", rows=held.num - 1)
     if source.document != "file":
         text = text.rstrip("\r\n")
     left = len(text.encode())
     if left < size:
         gate.station.drop("line end after the text", bytes=size - left)
     gate.station.give(rows=1, bytes=left)
-    place = located.label if source.document == "file" else f"{located.label}:{lines[0].number}"
+    place = located.label if source.document == "file" else f"{located.label}:{held.first}"
     return Document(text, located.label, place, source.category)
 
 

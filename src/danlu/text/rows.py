@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from danlu.text.elements import begins_with_value, read_elements
+from danlu.text.expansion import Expanded
 from danlu.text.files import Located, suffix_of
 from danlu.text.lines import (
     BOM,
@@ -70,7 +71,7 @@ def read_rows(path: Path, gate: Gate, label: str | None = None) -> Iterator[tupl
 def is_json_lines(located: Located) -> bool:
     """Whether each line is a value, as far as the beginning tells."""
     try:
-        with open_text(located.path) as file:
+        with open_text(located) as file:
             first = file.readline(MAX_LINE_BYTES).removeprefix(BOM).strip()
             while not first and (line := file.readline(MAX_LINE_BYTES)):
                 first = line.strip()
@@ -78,6 +79,8 @@ def is_json_lines(located: Located) -> bool:
                 return not first.startswith(b"[")
             whole = _loads(first) is not None
             following = [line for _ in range(LOOKED_AT) if (line := file.readline(MAX_LINE_BYTES).strip())]
+    except Expanded:
+        return True  # it is given up where it is read
     except UNREADABLE as error:
         raise unreadable(located, error) from error
     if whole:

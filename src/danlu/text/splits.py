@@ -1,9 +1,9 @@
 """A corpus cut into splits: pieces that are read and cleaned apart, in any order, by any number of processes.
 
-A split is a run of small files, one file, whole lines of a large one (JSON lines, and plain text whose lines are documents)
-or modules of packages. Where the cuts lie depends on the files alone, so that the outcome does not depend on who works;
-line numbers are counted when cutting, so that a document's id is its place in the file. The order of splits is the order
-of documents: by source, file and place in the file.
+A split is a run of small files, one file, whole lines of a large one (JSON lines, and plain text whose lines are
+documents), row groups of a large Parquet file, or modules of packages. Where the cuts lie depends on the files alone, so
+that the outcome does not depend on who works; line numbers are counted when cutting, so that a document's id is its place
+in the file. The order of splits is the order of documents: by source, file and place in the file.
 
     for split in plan_splits(sources, base):
         for document in read_split(split, sources[split.source], gate): ...
@@ -21,6 +21,7 @@ from danlu.text.lines import Gate, encoding, unreadable
 from danlu.text.read import SourceConfig, find_documents, read_found, read_modules
 from danlu.text.registry import Found
 from danlu.text.rows import is_json_lines
+from danlu.text.tables import parquet_pieces
 
 SPLIT_BYTES = 16 << 20
 CHUNK = 1 << 20  # bytes that are read at a time to find the ends of lines
@@ -29,7 +30,7 @@ LINES = (".jsonl", ".ndjson")
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A piece of the source of that number: files, or whole lines of one (`found`), or packages (`modules`)."""
+    """A piece of the source of that number: files, or lines or row groups of one (`found`), or packages (`modules`)."""
 
     source: int
     found: Found | None = None
@@ -86,10 +87,12 @@ def _runs(sized: Sequence[tuple[Any, int]], size: int) -> Iterator[tuple[list[An
 
 
 def _pieces(file: Located, source: SourceConfig, size: int) -> list[tuple[Located, int]]:
-    """The file whole, or cut at ends of lines where it is large and its lines stand for themselves."""
+    """The file whole, or cut where it is large: at row groups, or at ends of lines where lines stand for themselves."""
     try:
         length = file.path.stat().st_size
         suffix = suffix_of(file.path)
+        if length > size and suffix == ".parquet":
+            return list(parquet_pieces(file, size)) or [(file, length)]
         by_line = suffix in LINES or (suffix in TEXT_SUFFIXES and source.document == "line")
         if length <= size or not by_line or file.path.suffix.lower() in COMPRESSED or encoding(file.path) != UTF_8:
             return [(file, length)]

@@ -12,7 +12,9 @@ how an interrupted run goes on. A document's texts are then only read again to b
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -26,8 +28,9 @@ import pyarrow.parquet as pq
 from danlu.core.artifact import sync, write_atomic
 from danlu.core.ledger import Ledger
 from danlu.core.records import Document
-from danlu.text.blocklists import load
-from danlu.text.clean import CleanConfig, clean
+from danlu.text.aids import load_aids, shown_lines
+from danlu.text.boilerplate import BoilerplateConfig, line_key
+from danlu.text.clean import CleanConfig, Cleaned, clean
 from danlu.text.corpus import SPOOL_LEVEL, CorpusWriter, Row
 from danlu.text.decontaminate import DecontaminateConfig
 from danlu.text.dedup import fingerprint, paragraphs_of
@@ -42,6 +45,7 @@ HASH = [("high", "<u8"), ("low", "<u8")]  # a fingerprint
 MARK = np.dtype([*HASH, ("place", "<u8"), ("bytes", "<u4"), ("chars", "<u4"), ("paragraphs", "<u4"), ("language", "u1"),
                  ("named", "<u2")])
 PARAGRAPH = np.dtype([*HASH, ("bytes", "<u4"), ("blank", "<u4")])
+PERPLEXITY_BINS, MAX_BITS = 2, 16  # of the histogram: bins to each power of two, and the last of these
 SHOWN = 5  # texts that are kept for each reason for which they go, to show them
 EXCERPT = 300
 BATCH = 256  # documents whose signatures are computed together
@@ -86,20 +90,36 @@ class _Done:
     removed: list[Removed] = field(default_factory=list)
     named: dict[tuple[str, ...], int] = field(default_factory=lambda: {(): 0})
     languages: dict[str, int] = field(default_factory=dict)
+    perplexities: dict[str, Counter[int]] = field(default_factory=dict)
 
-    def remove(self, station: str, reason: str, document: Document) -> None:
+    def remove(self, station: str, reason: str, document: Document, words: str = "") -> None:
         if sum(item.reason == reason for item in self.removed) < SHOWN:
-            self.removed.append(Removed.of(station, reason, document))
+            removed = Removed.of(station, reason, document)
+            self.removed.append(replace(removed, where=removed.where + words))
+
+    def show_lines(self, lines: Sequence[str], wanted: dict[int, int], document: Document,
+                   config: BoilerplateConfig) -> None:
+        """Shows those lines of boilerplate that are wanted, and wants them no longer."""
+        for line in lines if wanted else ():
+            key = line_key(line, config.min_chars)
+            if key in wanted:
+                words = f" and {wanted.pop(key) - 1:,} more documents"
+                self.removed.append(Removed("clean", "boilerplate", document.id + words, line.strip()[:EXCERPT]))
+
+    def count_perplexity(self, result: Cleaned) -> None:
+        """Counts into the histogram of the text's language."""
+        counts = self.perplexities.setdefault(result.language, Counter())
+        counts[math.floor(PERPLEXITY_BINS * min(math.log2(result.quality["perplexity"]), MAX_BITS))] += 1
 
 
 def path_of(folder: Path, number: int, kind: str) -> Path:
-    """One of a split's files: kind is parquet, marks, signatures, keys, paragraphs or json."""
+    """One of a split's files: kind is parquet, marks, signatures, keys, paragraphs or json, or one of `text/learn.py`'s."""
     return folder / f"{number:05}.{kind}"
 
 
-def is_done(job: Job, folder: Path) -> bool:
-    """Whether the split was read to its end before, and its files are whole."""
-    path = path_of(folder, job.number, "json")
+def is_done(job: Job, folder: Path, last: str = "json") -> bool:
+    """Whether the split was read to its end before, and its files are whole; `last` is the kind of the last one."""
+    path = path_of(folder, job.number, last)
     if not path.is_file():
         return False
     done = json.loads(path.read_bytes())
@@ -119,7 +139,7 @@ def fill(job: Job, folder: Path) -> None:
         files = {kind: stack.enter_context(open(path_of(folder, job.number, kind), "wb")) for kind in kinds}
         with CorpusWriter(path_of(folder, job.number, "parquet"), SPOOL_LEVEL) as writer:
             pending: list[Document] = []
-            for row in _cleaned(job, gate, done):
+            for row in _cleaned(job, folder, gate, done):
                 num += 1
                 writer.write(row)
                 files["marks"].write(_mark(job, row, files, done).tobytes())
@@ -129,34 +149,44 @@ def fill(job: Job, folder: Path) -> None:
                         _sign(pending, job.near, files)
             if job.near:
                 _sign(pending, job.near, files)
-    _finish(job, folder, num, [*kinds, "parquet"], gate, done)
+    finish_split(job, folder, [*kinds, "parquet"], "json", _state(num, gate, done))
 
 
-def _finish(job: Job, folder: Path, num: int, kinds: Sequence[str], gate: Gate, done: _Done) -> None:
-    """Writes the split's last file, which says that all others are there."""
+def finish_split(job: Job, folder: Path, kinds: Sequence[str], last: str, state: Mapping[str, Any]) -> None:
+    """Writes the split's file of the kind `last`, which says that all others are there, with what `state` tells."""
     paths = [path_of(folder, job.number, kind) for kind in kinds]
     for path in paths:
         sync(path)
-    state = {"split": job.split.to_json(), "files": {path.name: path.stat().st_size for path in paths},
-             "documents": num, "ledger": done.ledger.state(), "rows": gate.rows, "refused": gate.refused,
-             "first": gate.first, "named": list(done.named), "languages": list(done.languages),
-             "removed": [[item.station, item.reason, item.where, item.excerpt] for item in done.removed]}
-    write_atomic(path_of(folder, job.number, "json"), json.dumps(state, ensure_ascii=False))
+    whole = {"split": job.split.to_json(), "files": {path.name: path.stat().st_size for path in paths}, **state}
+    write_atomic(path_of(folder, job.number, last), json.dumps(whole, ensure_ascii=False))
 
 
-def _cleaned(job: Job, gate: Gate, done: _Done) -> Iterator[Row]:
+def _state(num: int, gate: Gate, done: _Done) -> dict[str, Any]:
+    return {"documents": num, "ledger": done.ledger.state(), "rows": gate.rows, "refused": gate.refused,
+            "first": gate.first, "named": list(done.named), "languages": list(done.languages),
+            "perplexities": done.perplexities,
+            "removed": [[item.station, item.reason, item.where, item.excerpt] for item in done.removed]}
+
+
+def _cleaned(job: Job, folder: Path, gate: Gate, done: _Done) -> Iterator[Row]:
     """The documents that pass the cleaning and hold no evaluation item, counted at `clean` and `decontaminate`."""
     station = done.ledger.station("clean")
-    lists = load(job.clean.blocklists, job.base)
+    aids = load_aids(job.clean, job.base, folder)
+    wanted = shown_lines(job.clean, folder, job.number, SHOWN)
     for document in read_split(job.split, job.source, gate):
         came = document.num_bytes
         station.take(rows=1, bytes=came)
-        result = clean(document.text, job.clean, lists)
+        result = clean(document.text, job.clean, aids)
+        if job.clean.boilerplate is not None:
+            done.show_lines(result.framed, wanted, document, job.clean.boilerplate)
+        if "perplexity" in result.quality:
+            done.count_perplexity(result)
         other = result.text is not None and job.source.language not in (None, result.language)
         if result.text is None or other:
             reason = "other_language" if other else str(result.reason)
             station.drop(reason, rows=1, bytes=came)
-            done.remove("clean", reason, document)
+            high = reason == "high_perplexity"
+            done.remove("clean", reason, document, f" (perplexity {result.quality['perplexity']:,.0f})" if high else "")
             continue
         for step, size in result.changes.items():
             (station.add if size > 0 else station.drop)(step, bytes=abs(size))
@@ -184,12 +214,12 @@ def _mark(job: Job, row: Row, files: Any, done: _Done) -> np.ndarray:
     """The document's MARK; its paragraphs are written on the way."""
     document, paragraphs = row.document, 0
     if job.paragraphs:
-        found = [(*_halves(fingerprint(text)), size, blank) for text, size, blank in paragraphs_of(document.text)]
+        found = [(*halves(fingerprint(text)), size, blank) for text, size, blank in paragraphs_of(document.text)]
         files["paragraphs"].write(np.array(found, PARAGRAPH).tobytes())
         paragraphs = len(found)
     matching = tuple(pattern for pattern in job.heldout
                      if fnmatchcase(document.source, pattern) or fnmatchcase(document.id, pattern))
-    return np.array((*_halves(fingerprint(document.text)), place_of(group_of(document, job.source.group)),
+    return np.array((*halves(fingerprint(document.text)), place_of(group_of(document, job.source.group)),
                      document.num_bytes, len(document.text), paragraphs,
                      done.languages.setdefault(row.language, len(done.languages)),
                      done.named.setdefault(matching, len(done.named))), MARK)
@@ -200,7 +230,8 @@ def place_of(group: str) -> int:
     return int.from_bytes(hashlib.blake2b(group.encode(), digest_size=7).digest(), "big")
 
 
-def _halves(key: bytes) -> tuple[int, int]:
+def halves(key: bytes) -> tuple[int, int]:
+    """A fingerprint as the values of HASH."""
     return int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")
 
 
@@ -250,6 +281,16 @@ class Spool:
     def sources(self) -> np.ndarray:
         """int64 [documents]: the number of the source that each is from."""
         return np.repeat([job.split.source for job in self.jobs], np.diff(self.begins)).astype(np.int64)
+
+    def perplexities(self) -> dict[str, dict[float, int]]:
+        """By language, how many texts have at least that perplexity and less than the next one of the histogram's."""
+        counts: dict[str, Counter[str]] = {}
+        for state in self.states:
+            for language, found in state["perplexities"].items():
+                counts.setdefault(language, Counter()).update(found)
+        return {language: {round(2 ** (place / PERPLEXITY_BINS), 1): found[str(place)]
+                           for place in range(min(map(int, found)), max(map(int, found)) + 1)}
+                for language, found in sorted(counts.items())}
 
     def paragraphs(self) -> np.ndarray:
         """PARAGRAPH [paragraphs], of all documents in their order."""

@@ -8,6 +8,7 @@ holds a number it is taken for data, not for column names, and the columns are c
 import csv
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -173,11 +174,28 @@ def read_parquet_rows(located: Located, gate: Gate) -> Iterator[Value]:
     """Rows of a Parquet file, numbered from 1, of as many bytes as they have as JSON lines. DataError if damaged."""
     try:
         with pq.ParquetFile(located.path, buffer_size=READ_AHEAD) as file:  # else a whole row group is in memory
-            yield from _rows(file.iter_batches(batch_size=BATCH), located, gate)
+            groups = range(file.num_row_groups)[located.begin:located.end]
+            yield from _rows(file.iter_batches(batch_size=BATCH, row_groups=groups), located, gate)
     except pa.ArrowException as error:
         raise DataError(f"is no Parquet file, or damaged: {error}", where=str(located.path)) from error
     except OSError as error:
         raise DataError(f"cannot be read: {error}", where=str(located.path)) from error
+
+
+def parquet_pieces(located: Located, size: int) -> Iterator[tuple[Located, int]]:
+    """Runs of row groups of at least `size` bytes, but for the last one, with their bytes; DataError where damaged."""
+    try:
+        with pq.ParquetFile(located.path) as file:
+            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    except pa.ArrowException as error:
+        raise DataError(f"is no Parquet file, or damaged: {error}", where=str(located.path)) from error
+    begin, total, row, line = 0, 0, 1, 1
+    for number, group in enumerate(groups, 1):
+        row += group.num_rows
+        total += sum(group.column(column).total_compressed_size for column in range(group.num_columns))
+        if total >= size or number == len(groups):
+            yield replace(located, begin=begin, end=number, line=line), total
+            begin, total, line = number, 0, row
 
 
 def read_arrow_rows(located: Located, gate: Gate) -> Iterator[Value]:
@@ -199,7 +217,7 @@ def read_arrow_rows(located: Located, gate: Gate) -> Iterator[Value]:
 
 
 def _rows(batches: Iterator[pa.RecordBatch], located: Located, gate: Gate) -> Iterator[Value]:
-    number = 0
+    number = located.line - 1
     for batch in batches:
         for start in range(0, batch.num_rows, BATCH):
             for row in _objects(batch.slice(start, BATCH)):

@@ -66,7 +66,7 @@ def _on_ray(do: Callable[[Job], None], jobs: Sequence[Job], workers: int) -> Ite
     if not ray.is_initialized():
         ray.init(address=os.environ.get("RAY_ADDRESS"), num_cpus=None if "RAY_ADDRESS" in os.environ else workers,
                  log_to_driver=False)  # without a cluster, a small one here
-    daft.set_runner_ray()
+    daft.set_runner_ray(noop_if_initialized=True)  # several runs of jobs in one process
 
     @daft.func.batch(return_dtype=daft.DataType.string())
     def work(numbers: daft.Series) -> list[str]:

@@ -18,7 +18,7 @@ the order of the hashes and as long as its category has at most `heldout_bytes` 
       heldout_bytes: 150000
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from danlu.text.clean import CleanConfig
 from danlu.text.corpus import SPLITS
 from danlu.text.decontaminate import DecontaminateConfig, measure_recall
 from danlu.text.evalsets import read_items
+from danlu.text.learn import COUNTED, count_split, find_boilerplate, is_boilerplate_known, train_model
 from danlu.text.minhash import NearConfig
 from danlu.text.read import SourceConfig
 from danlu.text.select import Chosen, merge, road, select
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 KIND = "corpus"
-SCHEMA = 2
+SCHEMA = 3
 BYTES_PER_TOKEN = 4  # of a tokenizer trained on such text, in English and in Chinese
 DOCSTRING_SHARE = 0.25  # of Python source that is docstrings
 BYTES_PER_SECOND = 8e6
@@ -79,12 +80,14 @@ class Settings(Config):
 
 
 def references(settings: Settings) -> list[Reference]:
-    """The files behind every source, block list and evaluation set."""
+    """The files behind every source, block list, model of good text and evaluation set."""
     found = [Reference(("sources", index, "path"), source.path, (FILES, DOCSTRINGS), label=True)
              for index, source in enumerate(settings.sources)]
     found += [Reference(("clean", "blocklists", index, name), path, (FILES,))
               for index, part in enumerate(settings.clean.blocklists)
               for name, path in (("words", part.words), ("urls", part.urls)) if path]
+    found += [Reference(("clean", "perplexity", index, "train"), part.train, (FILES, DOCSTRINGS))
+              for index, part in enumerate(settings.clean.perplexity)]
     return found + [Reference(("decontaminate", "sets", index, "path"), part.path, (FILES,))
                     for index, part in enumerate(settings.decontaminate.sets if settings.decontaminate else ())]
 
@@ -97,9 +100,10 @@ def forecast(settings: Settings, inputs: Mapping[str, Input]) -> Forecast:
         size += files
         text += files * (DOCSTRING_SHARE if inputs[source.path].kind == DOCSTRINGS else 1)
     num_files = sum(len(inputs[source.path].files) for source in settings.sources)
+    twice = ", and once more ahead, to count their lines" if settings.clean.boilerplate is not None else ""
     return Forecast(tokens=Amount(round(text / BYTES_PER_TOKEN), exact=False),
                     seconds=Amount(round(size / BYTES_PER_SECOND, 1), exact=False),
-                    notes=[f"reads {num_files} files of {size / 1e6:,.1f} MB"],
+                    notes=[f"reads {num_files} files of {size / 1e6:,.1f} MB{twice}"],
                     facts={"bytes": round(text)})
 
 
@@ -110,7 +114,7 @@ def run(context: Context) -> dict[str, Any]:
     for name in (*road(settings.sources, settings.near_dedup is not None, settings.dedup_paragraphs,
                        settings.decontaminate is not None), "split"):
         ledger.station(name)
-    spool = _read_all(context)
+    spool, learned = _read_all(context)
     removed = merge(spool, settings.sources, ledger)
     chosen = select(spool, settings.near_dedup, settings.dedup_paragraphs, ledger)
     chosen.removed = removed + chosen.removed
@@ -129,6 +133,8 @@ def run(context: Context) -> dict[str, Any]:
         if settings.heldout_share > 0 and splits["heldout"]["documents"] == 0:
             context.console.print(visible(f"nothing of “{category}” is held out: it has too few groups, or too large ones"),
                                   markup=False, highlight=False)
+    for name, other in learned.items():
+        ledger.absorb(other, f"{name}: ")
     ledger.save(context.work)
     write_report(report_of(context.step, context.fingerprint, spool, chosen, held, settings.sources, ledger), context.work)
     return {**metrics, "quarantined": ledger.num_quarantined, "duplicates": _dropped(ledger, "dedup"),
@@ -145,21 +151,38 @@ def _dropped(ledger: Ledger, station: str) -> int:
     return sum(count.rows for count in ledger.station(station).dropped.values())
 
 
-def _read_all(context: Context) -> Spool:
-    """Reads and cleans every split that is not done yet, beside the work folder, where an interruption leaves it."""
+def _read_all(context: Context) -> tuple[Spool, dict[str, Ledger]]:
+    """Reads and cleans every split that is not done yet, beside the work folder, where an interruption leaves it.
+
+    The ledgers are of what was read to learn from it.
+    """
     settings: Settings = context.settings
     context.keep.mkdir(parents=True, exist_ok=True)
     jobs = [Job(number, split, settings.sources[split.source], settings.clean, settings.near_dedup,
                 settings.dedup_paragraphs, settings.decontaminate, tuple(settings.heldout), context.base)
             for number, split in enumerate(plan_splits(settings.sources, context.base))]
-    left = [job for job in jobs if not is_done(job, context.keep)]
+    if settings.clean.boilerplate is not None and not is_boilerplate_known(jobs, context.keep):
+        _do_splits(context, "counting lines", count_split, jobs, COUNTED)
+        find_boilerplate(jobs, context.keep, settings.clean.boilerplate)
+    learned = {}
+    for number, part in enumerate(settings.clean.perplexity):
+        with context.progress(f"learning {part.train}"):
+            learned[f"perplexity of {part.language or 'others'}"] = train_model(number, settings.clean, context.base,
+                                                                                context.keep)
+    _do_splits(context, "reading", fill, jobs, "json")
+    return Spool(context.keep, jobs), learned
+
+
+def _do_splits(context: Context, name: str, do: Callable[..., None], jobs: Sequence[Job], last: str) -> None:
+    """Has the workers do what is not done yet; `last` is the kind of a split's last file."""
+    settings: Settings = context.settings
+    left = [job for job in jobs if not is_done(job, context.keep, last)]
     total = sum(job.split.bytes for job in jobs)
     done = total - sum(job.split.bytes for job in left)
-    with context.progress("reading", total=total or None) as bar:
-        for number in run_jobs(partial(fill, folder=context.keep), left, settings.workers or num_cores(), settings.engine):
+    with context.progress(name, total=total or None) as bar:
+        for number in run_jobs(partial(do, folder=context.keep), left, settings.workers or num_cores(), settings.engine):
             done += left[number].split.bytes
             bar.update(done, splits=f"{len(jobs) - len(left) + number + 1}/{len(jobs)}")
-    return Spool(context.keep, jobs)
 
 
 def _measure_recall(config: DecontaminateConfig, context: Context, spool: Spool, chosen: Chosen, ledger: Ledger) -> None:
