@@ -13,6 +13,7 @@ halves; those that nobody asked for are intermediate tokens and get ids like the
 """
 
 import json
+import math
 import shutil
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ from tokenizers import Tokenizer
 
 from danlu.core.errors import ConfigError, DataError
 from danlu.tokens import sp_model
+from danlu.tokens.sp_train import SCORES
 from danlu.tokens.spelling import INSIDE, Spelling
 
 # Nats by which a unigram piece beats the parts that spell it, at least; the first piece by twice as much, those between in
-# the order of the pieces, so that of two ways to cut a word the one with the earlier piece wins. Scores are float32.
+# the order of the pieces, so that of two ways to cut a word the one with the earlier piece wins; rounded up like the scores
+# of a vocabulary trained here (`sp_train`), so that tokenizer.json and tokenizer.model agree.
 GAIN = 0.05
 MAX_PIECE_LENGTH = 32  # characters; parts are chosen by a search whose time grows with the cube
 INTERMEDIATE, RAGGED, TAKEN = 1, 10, 10_000  # costs of a part that nobody asked for
@@ -322,7 +325,7 @@ class _Unigram:
             if character not in self.scores:
                 self._put(character, self.lowest)
         if token not in self.scores:
-            self._put(token, self._best(token) + self.gains[token])
+            self._put(token, math.ceil((self._best(token) + self.gains[token]) * SCORES) / SCORES)
         return None
 
     def _put(self, token: str, score: float) -> None:
@@ -391,9 +394,8 @@ def _unreached(grown: Tokenizer, spelling: Spelling, tokens: Iterable[NewToken])
         text = spelling.text(token.token)
         assert text is not None, "what was asked for is text"
         if spelling.kind == "bytes":
-            found = any(copy.encode(before + text, add_special_tokens=False).ids[-1:] == [token.id] and
-                        len(copy.encode(before + text, add_special_tokens=False).ids) <= 1 + len(before)
-                        for before in ("", "\n"))
+            found = any(copy.encode(before + text, add_special_tokens=False).ids ==
+                        [*copy.encode(before, add_special_tokens=False).ids, token.id] for before in ("", "\n"))
         else:
             found = _ids_of(copy, token.token) == [token.id]
         if not found:
