@@ -308,6 +308,22 @@ def test_a_vocabulary_that_is_replaced(kind, tmp_path):
         assert other.encode(text) == ids(growth.backend, text)
 
 
+def test_added_tokens_have_their_new_ids_in_the_older_files_too(tmp_path):
+    """llama.cpp's converter and slow tokenizers read them there."""
+    (source := tmp_path / "source").mkdir()
+    eos, pad = "<|endoftext|>", "<|pad|>"
+    named = {OLD["bytes"].token_to_id(name): {"content": name, "special": True} for name in (eos, pad)}
+    (source / "added_tokens.json").write_text(json.dumps({entry["content"]: id for id, entry in named.items()}))
+    (source / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "added_tokens_decoder": named}))
+    growth = grow(OLD["bytes"], PIECES, num_ids(OLD["bytes"]), replace=True)
+    growth.write(source, tmp_path / "grown")
+    found = {name: growth.backend.token_to_id(name) for name in (eos, pad)}
+    assert set(found.values()).isdisjoint(named) and json.loads((tmp_path / "grown/added_tokens.json").read_text()) == found
+    config = json.loads((tmp_path / "grown/tokenizer_config.json").read_text())
+    assert {entry["content"]: int(id) for id, entry in config["added_tokens_decoder"].items()} == found
+    assert config["eos_token"] == eos
+
+
 def test_kinds_that_cannot_grow():
     with pytest.raises(ConfigError, match="WordPiece"):
         Spelling(Tokenizer(models.WordPiece({"a": 0}, unk_token="a")))

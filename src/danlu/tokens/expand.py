@@ -91,6 +91,8 @@ class Growth:
         for name in KEPT_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
+        if self.kept is not None:
+            self._renumber(folder)
         if (source / "merges.txt").is_file() and spec["model"]["type"] == "BPE":
             merges = "".join(f"{left} {right}\n" for left, right in spec["model"]["merges"])
             (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
@@ -98,6 +100,20 @@ class Growth:
         for name in ("tokenizer.model", "spiece.model"):
             if (source / name).is_file():
                 (folder / name).write_bytes(self._sentencepiece((source / name).read_bytes(), str(source / name)))
+
+    def _renumber(self, folder: Path) -> None:
+        """Gives added tokens their new ids in the files that older programs read them from."""
+        ids = {token.content: id for id, token in self.backend.get_added_tokens_decoder().items()}
+        for name, key in (("tokenizer_config.json", "added_tokens_decoder"), ("added_tokens.json", None)):
+            if not (folder / name).is_file():
+                continue
+            values = json.loads((folder / name).read_text(encoding="utf-8"))
+            if key is None:
+                values = {content: ids[content] for content in values if content in ids}
+            elif key in values:
+                entries = [entry for entry in values[key].values() if entry["content"] in ids]
+                values[key] = {str(ids[entry["content"]]): entry for entry in entries}
+            (folder / name).write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
     def _sentencepiece(self, data: bytes, where: str) -> bytes:
         """The old `tokenizer.model` with the same new ids. Raises ConfigError where its ids are not tokenizer.json's."""
