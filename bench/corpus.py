@@ -11,6 +11,7 @@ lines, apply Gopher's repetition and quality rules, and drop near duplicates by 
 """
 
 import argparse
+import gzip
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -127,6 +129,26 @@ def danlu_side(path: Path, runs: Path, workers: int, engine: str) -> tuple[float
     return seconds, peak.bytes, [document.id for split in ("train", "heldout") for document in read_corpus(folder, split)]
 
 
+def datatrove_side(path: Path, place: Path, workers: int, python: str) -> tuple[float, float, int]:
+    """(seconds, peak bytes, how many documents stay); the input in as many files as workers, for it shares out files."""
+    (place / "in").mkdir()
+    with ExitStack() as stack, open(path, "rb") as file:
+        parts = [stack.enter_context(open(place / "in" / f"{number}.jsonl", "wb")) for number in range(workers)]
+        for number, line in enumerate(file):
+            parts[number % workers].write(line)
+    (place / "side.py").write_text(DATATROVE)
+    started = time.monotonic()
+    with Peak() as peak:
+        subprocess.run([python, place / "side.py", place / "in", place / "out", str(workers)],
+                       check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    seconds = time.monotonic() - started
+    stay = 0
+    for kept in (place / "out" / "kept").iterdir():
+        with gzip.open(kept) as lines:
+            stay += sum(1 for _ in lines)
+    return seconds, peak.bytes, stay
+
+
 def main() -> None:
     """One of make, run and ray."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -154,15 +176,9 @@ def main() -> None:
                   f"({hashlib.sha256(chr(10).join(others).encode()).hexdigest()[:12]})")
             raise SystemExit(ids != others)
         if arguments.datatrove:
-            (place / "in").mkdir()
-            (place / "in" / "bench.jsonl").symlink_to(arguments.input.resolve())
-            (place / "side.py").write_text(DATATROVE)
-            started = time.monotonic()
-            subprocess.run([arguments.datatrove, place / "side.py", place / "in", place / "out", str(arguments.workers)],
-                           check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            theirs = time.monotonic() - started
-            print(f"datatrove: {theirs:.1f} s: {documents / theirs:,.0f} documents/s; "
-                  f"danlu's are {theirs / seconds:.1f} times as many")
+            theirs, peak, stay = datatrove_side(arguments.input, place, arguments.workers, arguments.datatrove)
+            print(f"datatrove: {theirs:.1f} s: {documents / theirs:,.0f} documents/s, peak {peak / 2**20:,.0f} MiB, "
+                  f"{stay:,} stay; danlu's documents/s are {theirs / seconds:.1f} times as many")
     finally:
         shutil.rmtree(place)
 

@@ -263,6 +263,18 @@ def test_data_that_do_not_hold_what_is_asked(store: ExampleStore, config: dict, 
         loader_of(MixConfig(**config), store).num_steps(1)
 
 
+def test_a_bucket_of_nothing_is_refused_and_not_drawn_for_ever(tmp_path: Path) -> None:
+    rows = [Example([], [Branch([3] * length)], "a.txt", "zh", str(length)) for length in (1, 6, 6, 6)]
+    for corrupted, folder in ((False, tmp_path / "plain"), (True, tmp_path / "corrupted")):
+        folder.mkdir()
+        write_examples(folder, rows, VOCAB, corrupted=corrupted)
+    with pytest.raises(DataError, match="“zh” has a bucket in which nothing is learned"):
+        loader_of(MixConfig(buckets=4), ExampleStore(tmp_path / "plain"), 4, size=1)
+    store = ExampleStore(tmp_path / "corrupted")  # of masked text the first token may have to be mended, too
+    assert store.targets.tolist() == [1, 6, 6, 6] and store.num_targets == 19
+    assert len(loader_of(MixConfig(buckets=4), store, 4, size=1).indices(0)) == 1
+
+
 def test_what_is_left_out_need_not_fill_the_buckets(store: ExampleStore) -> None:
     config = MixConfig(shares={"zh": 0.5, "en": 0.5, "qa": 0}, buckets=12)
     for steps in (None, 40):

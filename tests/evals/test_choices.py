@@ -38,6 +38,10 @@ LETTERED = "Which is warm?\nA. ice\nB. fire\nAnswer:"
      ("Fire is",), (" cold", " warm"), 1),
     ({"ctx": "A man sits", "endings": ["and eats.", "and flies."], "label": "0"}, ("A man sits",),
      (" and eats.", " and flies."), 0),
+    ({"question": "Legs of a spider?", "choices": ["6", "8", "10"], "answer": "8"}, ("Legs of a spider?",),
+     (" 6", " 8", " 10"), 1),
+    ({"question": "How much is 1 + 1?", "choices": ["1", "2", "3"], "label": 1}, ("How much is 1 + 1?",),
+     (" 1", " 2", " 3"), 1),
     ({"goal": "Light a fire", "sol1": "with ice", "sol2": "with wood", "label": 1}, ("Light a fire",),
      (" with ice", " with wood"), 1),
     ({"context_options": ["Ann called Bo, so Ann ", "Ann called Bo, so Bo"], "continuation": "was called.", "gold": 1},
@@ -74,6 +78,8 @@ def test_letters_or_texts_as_the_recipe_says() -> None:
     ({"query": "x", "choices": ["a", ""], "gold": 0}, "empty text"),
     ({"query": "x", "choices": "ab", "gold": 0}, "wrong type"),
     ({"query": "x", "choices": ["a", "b"], "gold": "c d"}, "right answer unknown"),
+    ({"query": "x", "choices": ["1", "2", "3"], "answer": "2"}, "right answer ambiguous"),  # “3”, or “2”?
+    ({"query": "x", "choices": ["B", "A"], "answer": "A"}, "right answer ambiguous"),
     ({"query": "x", "options": ["a", "b"], "label": ["A", "B"]}, "not one right answer"),
     ({"query": " ", "choices": ["a", "b"], "gold": 0}, "empty text"),
     ({"text": "word"}, "one word only"),
@@ -93,6 +99,19 @@ def test_mmlu_without_column_names_with_lines_inside_cells(tmp_path: Path) -> No
     assert [found.id for found in items] == ["algebra_test.csv:1", "algebra_test.csv:3"]
     assert items[0].contexts[0] == "How much is 1 + 1?\nSay it.\nA. 0\nB. 1\nC. 0,1\nD. 2\nAnswer:"
     assert items[0].gold == 3 and items[1].num_choices == 4 and items[0].subject == "algebra"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "gb18030"])
+def test_a_quote_that_is_never_closed_costs_its_own_line(tmp_path: Path, encoding: str) -> None:
+    text = '什么是水？,甲方负责,乙方,双方,A\n"什么是火？,甲方,乙方,双方,B\n什么,A\n'
+    text += "什么是土？,甲方,乙方,双方,C\n" * 9000
+    (tmp_path / "law.csv").write_text(text, encoding)
+    ledger = Ledger()
+    items = read_items("law.csv", tmp_path, ledger)
+    ledger.check()
+    assert len(items) == 9001 and items[0].contexts[0].startswith("什么是水？\nA. 甲方负责") and items[-1].gold == 2
+    assert [(bad.where, bad.reason.split(":")[0]) for bad in ledger.quarantined] == [
+        ("law.csv:2", "bad CSV"), ("law.csv:3", "2 cells in a row")]
 
 
 def test_files_in_folders_and_bad_rows_are_counted(tmp_path: Path) -> None:

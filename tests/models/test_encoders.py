@@ -82,6 +82,21 @@ def gradients(root: Root) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in root.named_parameters() if parameter.grad is not None}
 
 
+def test_every_masked_token_counts_even_the_first() -> None:
+    ids = np.arange(5)
+    example = Example(ids[:0], (Branch(ids, [1, 0, 0, 1, 0], {ORIGINAL: ids}),))
+    assert example.num_targets == 2 and len(Batch.pad([example]).site_target_S) == 2
+    plain = Example(ids[:0], (Branch(ids, [1, 0, 0, 1, 0]),))
+    assert plain.num_targets == 1 and len(Batch.pad([plain]).site_target_S) == 1
+
+
+@pytest.mark.parametrize("name", [name for name, (kind, *_) in CONFIGS.items() if kind != "causal"])
+def test_rows_behind_the_last_token_are_no_fault(name: str) -> None:
+    root = make_root(name)
+    root.num_ids = V - 9
+    check_reading(root)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_loss_and_gradients_are_transformers_own(name: str) -> None:
     root, examples, objective = make_root(name), examples_for(name), Language()

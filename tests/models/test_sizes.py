@@ -40,3 +40,26 @@ def test_numbers_as_people_write_them(text: object, number: int) -> None:
 def test_what_cannot_be_is_said(architecture: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         new_config(architecture, None, 1000)
+
+
+@pytest.mark.parametrize("keys", [{"num_attention_heads": 7}, {"num_key_value_heads": 3}, {"hidden_size": 96}])
+def test_widths_that_do_not_go_with_given_settings_are_passed_over(keys: dict) -> None:
+    config = new_config({"model_type": "llama", "parameters": "3M", **keys}, None, 500)
+    assert {name: config.to_dict()[name] for name in keys} == keys
+    assert parameters_of(config, "causal") == pytest.approx(3e6, rel=0.1)
+
+
+def test_settings_with_which_no_width_goes() -> None:
+    with pytest.raises(ConfigError, match="a gpt2 model cannot be built so"):
+        new_config({"model_type": "gpt2", "parameters": "3M", "n_embd": 100, "n_head": 7}, None, 500)
+
+
+@pytest.mark.parametrize("layers", [2, 6])
+def test_a_given_depth_takes_the_nearest_width(layers: int) -> None:
+    config = new_config({"model_type": "llama", "parameters": "3M", "num_hidden_layers": layers}, None, 500)
+    assert config.num_hidden_layers == layers and parameters_of(config, "causal") == pytest.approx(3e6, rel=0.15)
+
+
+def test_a_family_whose_padding_lies_beyond_a_small_vocabulary() -> None:
+    config = new_config({"model_type": "modernbert", "parameters": "1M"}, None, 400, "masked")
+    assert parameters_of(config, "masked") == pytest.approx(1e6, rel=0.2)

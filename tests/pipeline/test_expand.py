@@ -286,3 +286,8 @@ def test_nothing_new_and_kinds_that_cannot_grow(tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(spec))
     with pytest.raises(ConfigError, match="WordLevel"):
         go("words", model=str(folder), pieces="pieces.jsonl")
+
+
+def test_a_category_that_no_document_has():
+    with pytest.raises(DataError, match=r"no document is of the category “fr”.*\n.*The data hold: en, zh"):
+        go("lost", dataset="corpus", num_pieces=5, min_count=2, learn_categories=["zh", "fr"])

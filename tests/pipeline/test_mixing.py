@@ -142,6 +142,10 @@ def test_the_plan_knows_about_as_much(home) -> None:
                    for count in (1, 2))
     assert twice.tokens.value == pytest.approx(2 * once.tokens.value)
     assert twice.steps.value == pytest.approx(2 * once.steps.value)
+    passes = {"base__max_steps": None, "base__dataset": "corpus", "base__num_train_epochs": 1}
+    both, one = (plan(changed(RECIPE, **passes, base__mix={"shares": shares})).steps["base"].forecast
+                 for shares in ({"zh": 0.5, "en": 0.5}, {"zh": 1, "en": 0}))
+    assert one.tokens.value < 0.9 * both.tokens.value, "what has no share is not read"
 
 
 @pytest.mark.parametrize(("settings", "message"), [

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from peft import PeftModel
 from rich.console import Console
 from small_runs import changed
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -39,15 +40,18 @@ WORDS = ["copper", "river", "seven", "garden", "letter", "cloud", "winter", "sto
 STEPS = {"masked": 250, "span_corruption": 200, "infilling": 120, "causal": 20}
 
 
-def recipe(objective: str, **settings: object) -> Recipe:
+def text_of(objective: str) -> str:
     step = {"stage": "pt", "model": MODELS[objective], "tokenizer": "tokenizer", "dataset": "text.txt", "document": "line",
             "val_size": 0.1, "cutoff_len": 40, "learning_rate": 5e-3, "global_batch_size": 16, "eval_steps": 1000,
             "max_steps": STEPS[objective], "plot_loss": False, "logging_steps": 50}
     step |= {"objective": objective} if objective != "causal" else {"fim_rate": 0.7}
-    text = yaml.safe_dump({"name": "small", "seed": 3, "steps": {
+    return yaml.safe_dump({"name": "small", "seed": 3, "steps": {
         "tokenizer": {"stage": "tokenizer", "dataset": "text.txt", "vocab_size": 300, "special_tokens": SPECIAL},
         "base": step}}, sort_keys=False)
-    return changed(text, **settings)
+
+
+def recipe(objective: str, **settings: object) -> Recipe:
+    return changed(text_of(objective), **settings)
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +105,30 @@ def test_from_random_weights_better_than_any_unigram(objective: str) -> None:
         assert said[0, 0] == lm.config.decoder_start_token_id and said.shape[1] > 2
 
 
+@pytest.mark.parametrize("objective", ["masked", "span_corruption", "infilling"])
+def test_adapters_are_saved_beside_the_merged_model(objective: str) -> None:
+    step = {"stage": "pt", "objective": objective, "model": "base", "dataset": "text.txt", "document": "line",
+            "cutoff_len": 40, "finetuning_type": "lora", "learning_rate": 1e-2, "max_steps": 4, "global_batch_size": 8,
+            "plot_loss": False}
+    values = yaml.safe_load(text_of(objective))
+    values["steps"]["base"]["max_steps"] = 2
+    values["steps"] |= {"tuned": step, "further": step | {"adapter_name_or_path": "tuned"}}
+    made = go(Recipe.from_text(yaml.safe_dump(values, sort_keys=False), base=Path.cwd()))
+    auto = AutoModelForMaskedLM if objective == "masked" else AutoModelForSeq2SeqLM
+    ids = torch.randint(5, 200, (2, 9), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids} | ({} if objective == "masked" else {"decoder_input_ids": ids.flip(0)})
+
+    def logits(name: str, adapter: str | None = None) -> torch.Tensor:
+        lm = auto.from_pretrained(made[name].folder)
+        lm = lm if adapter is None else PeftModel.from_pretrained(lm, made[adapter].folder / "adapter")
+        with torch.no_grad():
+            return lm.eval()(**inputs).logits
+
+    for name in ("tuned", "further"):
+        assert torch.allclose(logits("base", name), logits(name), atol=1e-4)
+    assert (logits("base") - logits("tuned")).abs().max() > 1e-2 < (logits("tuned") - logits("further")).abs().max()
+
+
 def test_what_is_resumed_is_what_was_not_interrupted() -> None:
     straight = go(recipe("masked", base__max_steps=6, base__logging_steps=1, base__save_steps=2))["base"]
     log, weights = read_log(straight.folder), (straight.folder / "model.safetensors").read_bytes()
@@ -145,7 +173,7 @@ def test_the_plan_says_the_shape_and_what_it_costs(capsys: pytest.CaptureFixture
     ("masked", {"base__fim_rate": 0.5}, "fim_rate is read with objective: causal only"),
     ("masked", {"base__model": MODELS["causal"]}, "“llama” is no masked language model"),
     ("masked", {"base__cutoff_len": 49}, "positions for 48 tokens only"),
-    ("infilling", {"base__neftune_noise_alpha": 5}, "trains all weights of a model"),
+    ("infilling", {"base__neftune_noise_alpha": 5}, "trains all weights, or adapters"),
 ])
 def test_what_cannot_be_meant_is_said_with_its_place(objective: str, settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -52,6 +52,11 @@ def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "samples.jsonl").read_text("utf-8").splitlines()]
 
 
+def test_a_prompt_without_room_names_the_keys_of_the_step(home: Path) -> None:
+    with pytest.raises(DataError, match=r"sample_prompts\.1: .*the 64 positions.*\n.*lower sample_new_tokens"):
+        run(changed(RECIPE, **SAMPLED | {"base__sample_prompts": ["a", "winter " * 60]}), console=Console(quiet=True))
+
+
 def test_samples_are_written_shown_and_change_nothing(home: Path) -> None:
     output = io.StringIO()
     sampled = run(changed(RECIPE, **SAMPLED), console=Console(file=output, width=200))["base"].folder

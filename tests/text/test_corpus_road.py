@@ -130,7 +130,7 @@ def test_near_duplicates_are_those_of_the_plain_rule(tmp_path: Path, monkeypatch
             words[draw.randrange(50)] = draw.choice(WORDS)
         texts.append(" ".join(words))
     config = NearConfig(threshold=0.7)
-    found = near.near_repeats(spool_of(tmp_path, texts, config), np.ones(150, np.bool_), config)
+    found = near.near_repeats(spool_of(tmp_path, texts, config), np.ones(150, np.bool_), config, np.zeros(150, np.bool_))
     assert found.tolist() == plain_rule(texts, config)
     assert 20 < (found >= 0).sum() < 130
     assert (found[found[found >= 0]] == -1).all(), "whatever is removed is like one that stays"
@@ -144,7 +144,7 @@ def test_a_chain_loses_only_what_is_like_its_neighbour_that_stays(tmp_path: Path
         for place in range(link * 2, link * 2 + 2):
             words[(place * 7) % 100] = f"new{place}"
     config = NearConfig(threshold=0.7)
-    found = near.near_repeats(spool_of(tmp_path, texts, config), np.ones(12, np.bool_), config)
+    found = near.near_repeats(spool_of(tmp_path, texts, config), np.ones(12, np.bool_), config, np.zeros(12, np.bool_))
     kept = np.flatnonzero(found == -1)
     assert 2 < len(kept) < 12 and (found != -1).any()
     assert set(found[found != -1].tolist()) <= set(kept.tolist())
@@ -163,7 +163,7 @@ def test_of_a_key_only_so_many_are_compared(tmp_path: Path, monkeypatch: pytest.
     read = []
     original = near.similarity
     monkeypatch.setattr(near, "similarity", lambda own, others: read.append(len(others)) or original(own, others))
-    assert (near.near_repeats(everything, np.ones(60, np.bool_), config) == -1).all()
+    assert (near.near_repeats(everything, np.ones(60, np.bool_), config, np.zeros(60, np.bool_)) == -1).all()
     assert max(read) <= 2 * config.bands
 
 

@@ -1,5 +1,6 @@
 """Decontamination, and its own measure; block lists."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,27 @@ def test_block_lists(tmp_path: Path, text: str, found: list[str]) -> None:
     assert blocked.reason == "blocked_games"
 
 
+def test_block_lists_are_found_where_sources_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First below the current folder, then below the recipe's; a folder is one list of all its files."""
+    for folder, words in (("here/lists", "casino"), ("recipe/lists", "town"), ("recipe/more", "roulette")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.txt").write_text(words)
+    (tmp_path / "recipe/more/b.txt").write_text("poker")
+    monkeypatch.chdir(tmp_path / "here")
+    first, more = load([BlocklistConfig(name="a", words="lists/a.txt"), BlocklistConfig(name="b", words="more")],
+                       tmp_path / "recipe")
+    assert first.blocks("a casino") and not first.blocks("a town")
+    assert more.blocks("roulette") and more.blocks("poker")
+
+
+def test_links_are_looked_for_in_linear_time(tmp_path: Path) -> None:
+    (tmp_path / "sites.txt").write_text("bad.com\n")
+    blocked = load([BlocklistConfig(name="games", urls="sites.txt")], tmp_path)[0]
+    started = time.process_time()
+    assert not blocked.blocks("a-" * 200_000 + ". ") and blocked.blocks("a-" * 1000 + " bad.com")
+    assert time.process_time() - started < 5, "400 kB; with the square of the length it would be minutes"
+
+
 def test_block_lists_that_take_several_entries(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("casino\nroulette\n", encoding="utf-8")
     blocked = load([BlocklistConfig(name="games", words="words.txt", min_count=2)], tmp_path)[0]
@@ -87,7 +109,7 @@ def test_block_lists_that_take_several_entries(tmp_path: Path) -> None:
     assert words is not None and words.search("a word2999 b") and not words.search("a word3000 b")
 
 
-@pytest.mark.parametrize("content, message", [(None, "cannot be read"), ("# nothing\n", "no entry")])
+@pytest.mark.parametrize("content, message", [(None, "nothing is found at “words.txt”"), ("# nothing\n", "no entry")])
 def test_a_block_list_that_is_none(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "words.txt").write_text(content)

@@ -61,6 +61,17 @@ def test_one_bad_byte_costs_one_line_whatever_the_encoding(tmp_path: Path) -> No
     assert found == ZH * 4 and ledger.station("read:b.txt").dropped["not UTF-8"].rows == 1
 
 
+@pytest.mark.parametrize("codec, text", [
+    ("euc-kr", "대한민국의 수도는 서울이며 한강을 끼고 있다. 오늘 날씨가 매우 좋아서 사람들이 공원에 많이 나왔다.\n"),
+    ("koi8-r", "Москва является столицей России. Сегодня была хорошая погода, и много людей гуляло в парке.\n"),
+    ("cp1251", "Москва является столицей России. Сегодня была хорошая погода, и много людей гуляло в парке.\n"),
+    ("euc-jp", "東京は日本の首都であり、世界でも有数の大都市である。今日は天気が良く、公園には多くの人がいた。\n"),
+    ("shift-jis", "東京は日本の首都であり、世界でも有数の大都市である。今日は天気が良く、公園には多くの人がいた。\n"),
+    ("cp874", "กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย วันนี้อากาศดีมาก ผู้คนจำนวนมากออกมาเดินเล่นในสวน\n")])
+def test_other_alphabets_are_not_taken_for_chinese(codec: str, text: str) -> None:
+    assert encoding_of((text * 9).encode(codec)) == "UTF-8" and decode_line((text[:-1] * 9).encode(codec)) == (None, "")
+
+
 def test_a_sample_that_ends_inside_a_character() -> None:
     for shift in range(4):
         assert encoding_of((b"x" * shift + ZH.encode() * 2000)[:SAMPLE]) == "UTF-8"

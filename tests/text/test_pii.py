@@ -23,6 +23,8 @@ from danlu.text.pii import PiiConfig, is_bank_card, is_id_card, mask
     ("from 8.8.8.8 to 192.168.0.1, 127.0.0.1", "from <ip> to 192.168.0.1, 127.0.0.1"), ("version 1.2.3.4.5",
     "version 1.2.3.4.5"),
     ("at 2001:4860:4860::8888.", "at <ip>."), ("::1 and std::vector and 10:30:45", "::1 and std::vector and 10:30:45"),
+    ("+100000 users, +20 5 3, v +25 000", "+100000 users, +20 5 3, v +25 000"),
+    ("a::b, cafe::babe, dead::beef:1", "a::b, cafe::babe, dead::beef:1"), ("2a02::1", "<ip>"),
     ("256.1.1.1 999.8.8.8", "256.1.1.1 999.8.8.8")])
 def test_masking(text: str, masked: str) -> None:
     assert mask(text, PiiConfig())[0] == masked

@@ -26,6 +26,7 @@ STORY = ("每天傍晚，老人都要爬上灯塔，擦亮玻璃，点起那盏�
     (STORY + "夏威夷果仁" * 20, {}, "zh_top_4_gram"),
     (STORY + STORY[:50], {}, "zh_duplicated_8_n_grams"),
     (STORY + STORY[:50], {"dup_n_grams": {}}, None),
+    (STORY + STORY[:50], {"dup_n_grams": {8: 0, 12: 0, 16: 0}}, None),
 ])
 def test_reasons(text: str, keys: dict, reason: str | None) -> None:
     assert chinese(text, ChineseConfig.model_validate(keys))[1] == reason

@@ -1,6 +1,7 @@
 """A grown vocabulary: reached by the tokenizer's own algorithm, old text as before, the same ids wherever it is opened."""
 
 import json
+import random
 from itertools import pairwise
 from pathlib import Path
 from tempfile import mkdtemp
@@ -8,7 +9,7 @@ from tempfile import mkdtemp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from danlu.core.errors import ConfigError, DataError
@@ -174,6 +175,33 @@ def test_tokenizer_model_gives_the_same_ids(tmp_path, kind, gap):
         assert scores == sorted(scores, reverse=True) and len(set(scores)) == len(scores) and max(scores) < min(old)
 
 
+def test_unigram_scores_are_exact_in_both_libraries(tmp_path):
+    """Where many ways to cut a word are nearly as good, sums rounded otherwise would choose otherwise."""
+    import sentencepiece
+
+    from danlu.tokens.train import Options, train_tokenizer
+
+    draw = random.Random(0)
+    texts = [" ".join("".join(draw.choices("abcde", k=draw.randint(1, 7))) for _ in range(30)) for _ in range(200)]
+    (tmp_path / "old").mkdir()
+    old = train_tokenizer(texts, Options("unigram", 400), tmp_path / "old")
+    pieces = ["".join(draw.choices("abcde", k=draw.randint(3, 9))) for _ in range(60)]
+    growth = grow(old, [*pieces, "aaaa", "aaaaa", "abab", "babab", "aaab"], num_ids(old))
+    growth.write(tmp_path / "old", tmp_path / "new")
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "new" / "tokenizer.model"))
+    for _ in range(1500):
+        text = "".join(draw.choice(["aa", "ab", "aaa", "a", "b", "bb", "ba"]) * draw.randint(1, 4) for _ in range(10))
+        assert ids(growth.backend, text) == model.encode(text), text
+
+
+def test_pieces_behind_a_blank_that_begins_every_text_are_reached():
+    old = Tokenizer(models.BPE())
+    old.pre_tokenizer, old.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
+    old.train_from_iterator([*ENGLISH, "one two three"], trainers.BpeTrainer(
+        vocab_size=300, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
+    assert grow(old, ["世界", "▁世界", "人工智能"], num_ids(old)).unreached == []
+
+
 def test_scores_stay_apart_below_large_ones(tmp_path):
     """Mistral's model ends with runs of blanks at -1e9, where float32 has steps of 64."""
     data = (FOLDERS["characters"] / "tokenizer.model").read_bytes()
@@ -278,6 +306,22 @@ def test_a_vocabulary_that_is_replaced(kind, tmp_path):
 
         other = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
         assert other.encode(text) == ids(growth.backend, text)
+
+
+def test_added_tokens_have_their_new_ids_in_the_older_files_too(tmp_path):
+    """llama.cpp's converter and slow tokenizers read them there."""
+    (source := tmp_path / "source").mkdir()
+    eos, pad = "<|endoftext|>", "<|pad|>"
+    named = {OLD["bytes"].token_to_id(name): {"content": name, "special": True} for name in (eos, pad)}
+    (source / "added_tokens.json").write_text(json.dumps({entry["content"]: id for id, entry in named.items()}))
+    (source / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "added_tokens_decoder": named}))
+    growth = grow(OLD["bytes"], PIECES, num_ids(OLD["bytes"]), replace=True)
+    growth.write(source, tmp_path / "grown")
+    found = {name: growth.backend.token_to_id(name) for name in (eos, pad)}
+    assert set(found.values()).isdisjoint(named) and json.loads((tmp_path / "grown/added_tokens.json").read_text()) == found
+    config = json.loads((tmp_path / "grown/tokenizer_config.json").read_text())
+    assert {entry["content"]: int(id) for id, entry in config["added_tokens_decoder"].items()} == found
+    assert config["eos_token"] == eos
 
 
 def test_kinds_that_cannot_grow():

@@ -242,3 +242,9 @@ def test_whole_words_are_among_the_first_pieces_of_unigram(tmp_path):
     tokenizer = train_tokenizer(["of government and parliament, parliament and government; " * 20],
                                 Options("unigram", 400), tmp_path)
     assert {"▁government", "▁parliament"} <= set(tokenizer.get_vocab())
+
+
+def test_a_special_token_as_long_as_a_sentence(tmp_path):
+    token = "<|" + "x" * 150 + "|>"
+    trained = train_tokenizer(LINES, Options("unigram", 520, [token]), tmp_path)
+    assert trained.encode(token, add_special_tokens=False).ids == [trained.token_to_id(token)]

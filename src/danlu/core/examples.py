@@ -65,11 +65,18 @@ class Example:
 
     @property
     def num_targets(self) -> int:
-        """Tokens with a weight that something predicts (the very first token of an example has no predecessor)."""
-        total = sum(int(np.count_nonzero(branch.weights)) for branch in self.branches)
+        """Tokens with a weight that something predicts: the very first token of an example has no predecessor, but where
+        an original stands beside each token, every one is predicted at its own place."""
+        total = self.num_weighted
         if len(self.stem) == 0:
-            total -= sum(1 for branch in self.branches if len(branch.weights) and branch.weights[0] != 0)
+            total -= sum(1 for branch in self.branches
+                         if len(branch.weights) and branch.weights[0] != 0 and ORIGINAL not in branch.columns)
         return total
+
+    @property
+    def num_weighted(self) -> int:
+        """Tokens with a weight."""
+        return sum(int(np.count_nonzero(branch.weights)) for branch in self.branches)
 
 
 Noise = Callable[[Example, np.random.Generator], Example]  # a corruption: the generator alone decides what it does

@@ -52,6 +52,10 @@ class Streams:
         self.bins = [bins_of(members, groups.targets, num_bins, name) if takes_part else nothing
                      for name, members, takes_part in zip(groups.names, groups.members(), used, strict=True)]
         self.bin_sizes = np.array([[groups.targets[members].sum() for members in row] for row in self.bins], np.float64)
+        nothing_in = np.flatnonzero(used & (self.bin_sizes == 0).any(1))
+        if len(nothing_in):  # it would be an endless stream of nothing
+            raise DataError(f"“{groups.names[nothing_in[0]]}” has a bucket in which nothing is learned",
+                            hint="Set fewer buckets, or give it more data.")
 
     def start(self) -> Course:
         """Where everything stands before the first step."""

@@ -40,8 +40,8 @@ class StoreSummary:
 class _Writer:
     """Appends to the store's files and remembers counts only: its memory does not grow with the examples."""
 
-    def __init__(self, folder: Path, vocab_size: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, vocab_size: int, corrupted: bool) -> None:
+        self.folder, self.corrupted = folder, corrupted
         self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
         self.vocab_size = vocab_size
         self.num_tokens = self.num_segments = self.num_examples = self.targets = self.ids_end = 0
@@ -76,7 +76,7 @@ class _Writer:
 
     def _write_entry(self, example: Example, files: Mapping[str, BinaryIO]) -> None:
         self.num_examples += 1
-        targets = example.num_targets
+        targets = example.num_weighted if self.corrupted else example.num_targets
         self.targets += targets
         labels = (self.sources.setdefault(example.source, len(self.sources)),
                   self.categories.setdefault(example.category, len(self.categories)))
@@ -125,9 +125,12 @@ def _int64(number: int) -> bytes:
     return np.int64(number).tobytes()
 
 
-def write_examples(folder: Path, examples: Iterable[Example], vocab_size: int) -> StoreSummary:
-    """Writes the examples into a folder that holds no store yet; ids must be below `vocab_size`."""
-    writer = _Writer(folder, vocab_size)
+def write_examples(folder: Path, examples: Iterable[Example], vocab_size: int, *, corrupted: bool = False) -> StoreSummary:
+    """Writes the examples into a folder that holds no store yet; ids must be below `vocab_size`.
+
+    corrupted  they are corrupted when they are drawn, and every token with a weight may have to be mended: the first, too
+    """
+    writer = _Writer(folder, vocab_size, corrupted)
     writer.write(examples)
     return writer.finish()
 

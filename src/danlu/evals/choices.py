@@ -17,6 +17,7 @@ import re
 import unicodedata
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from string import ascii_uppercase
 from typing import Any, Literal
@@ -26,9 +27,10 @@ from danlu.core.ledger import Ledger
 from danlu.text.clean import language
 from danlu.text.fields import BadRow, Values, known_values, unknown_shape
 from danlu.text.files import DATA_SUFFIXES, Located, suffix_of
-from danlu.text.lines import UNREADABLE, Gate, Value, kind_of, open_file, read_lines, refuse_value, unreadable
+from danlu.text.lines import MAX_LINE_BYTES, UNREADABLE, Gate, Value, kind_of, open_text, refuse_value, unreadable
 from danlu.text.registry import counted, find
 from danlu.text.rows import read_values
+from danlu.text.tables import read_csv
 
 Answers = Literal["letter", "text"]
 BETWEEN = "\n\n"  # examples and the question
@@ -36,6 +38,8 @@ PASSAGES = ("passage", "context", "support")
 QUESTIONS = ("query", "question", "question_stem", "ctx", "goal")
 OPTIONS = ("choices", "options", "endings")
 GOLDS = ("gold", "answerkey", "label", "answer", "answer_index", "target")
+PLACES = ("gold", "label", "answer_index")  # they say which answer, never what it reads
+MORE_LINES = 100  # that the first row of a CSV file may go on for
 LABELLED = ("Question:", "Q:", "问题：")  # questions that say that they are one, and want to be told that an answer comes
 _SPLIT = re.compile(r"[_-](test|dev|val|valid|validation|train)$")
 _LETTERED = re.compile(r"\s*[(（]?([A-Z])[)）.．、:：]\s*")
@@ -221,7 +225,7 @@ def _listed(value: Any, name: str) -> tuple[list[str], list[str]]:
 
 def _gold(row: Values, names: Mapping[str, Any], options: Sequence[str], *, labels: Sequence[str] = (),
           letters: bool = True) -> int:
-    """The place of the right answer: a number from 0, a label, a letter, or the answer itself."""
+    """The place of the right answer: a number from 0, a label, a letter, or the answer itself (but under PLACES)."""
     name = next((name for name in GOLDS if name in names), None)
     if name is None:
         raise BadRow("no right answer", f"none of the fields {', '.join(GOLDS)} is there")
@@ -235,17 +239,20 @@ def _gold(row: Values, names: Mapping[str, Any], options: Sequence[str], *, labe
     text = str(value).strip()
     if text in labels and len(labels) == len(options):
         return list(labels).index(text)
-    if text.isdecimal():
-        place = int(text)
+    places = set()
+    if text.isascii() and text.isdecimal():
+        places.add(int(text))
     elif letters and len(text) == 1 and text.upper() in ascii_uppercase:
-        place = ascii_uppercase.index(text.upper())
-    elif text in options:
-        place = list(options).index(text)
-    else:
-        raise BadRow("right answer unknown", f"“{name}” is “{text[:40]}”, which is none of the answers")
-    if place >= len(options):
-        raise BadRow("right answer unknown", f"“{name}” is “{text}”, and there are {len(options)} answers")
-    return place
+        places.add(ascii_uppercase.index(text.upper()))
+    meant = {place for place in places if place < len(options)}
+    if name not in PLACES and text in options:  # “2” may be the third answer, or the answer 2
+        meant.add(list(options).index(text))
+    if len(meant) > 1:
+        raise BadRow("right answer ambiguous", f"“{name}” is “{text}”, an answer, and the number or letter of another")
+    if not meant:
+        raise BadRow("right answer unknown", f"“{name}” is “{text}”, and there are {len(options)} answers" if places else
+                     f"“{name}” is “{text[:40]}”, which is none of the answers")
+    return meant.pop()
 
 
 def _text(row: Values, name: str) -> str:
@@ -280,8 +287,10 @@ def _is_nameless(located: Located) -> bool:
     if suffix_of(located.path) != ".csv":
         return False
     try:
-        with open_file(located.path) as file:
-            cells = next(csv.reader(line.decode("utf-8-sig", "replace") for line in file), [])
+        with open_text(located) as file:
+            first = file.readline(MAX_LINE_BYTES).decode("utf-8-sig", "replace")
+            more = (line.decode("utf-8", "replace") for line in islice(file, MORE_LINES))
+            cells = next(csv.reader(chain([first], more)), [])
     except UNREADABLE as error:
         raise unreadable(located, error) from error
     except csv.Error:
@@ -292,23 +301,5 @@ def _is_nameless(located: Located) -> bool:
 
 def _read_nameless(located: Located, gate: Gate) -> Iterator[Value]:
     """The rows of such a file under the names question, A, B, … and answer."""
-    taken: list[tuple[int, int]] = []  # (number, bytes) of the lines of the row being read
-
-    def lines() -> Iterator[str]:
-        for line in read_lines(located, gate):
-            taken.append((line.number, line.bytes))
-            yield line.text
-
-    for cells in csv.reader(lines()):
-        where, size = f"{located.label}:{taken[0][0]}", sum(size for _, size in taken)
-        if len(taken) > 1:
-            gate.rows -= len(taken) - 1
-            gate.station.drop("lines of one row", rows=len(taken) - 1)
-        taken.clear()
-        if not cells:
-            gate.station.drop("blank line", rows=1, bytes=size)
-        elif len(cells) < 4:
-            gate.refuse(where, f"{len(cells)} cells in a row", ",".join(cells), size, kind="too few cells")
-        else:
-            letters = ascii_uppercase[:len(cells) - 2]
-            yield Value(where, {"question": cells[0], **dict(zip(letters, cells[1:-1])), "answer": cells[-1]}, size)
+    return read_csv(located, gate, names=lambda cells: None if cells < 4 else
+                    ["question", *ascii_uppercase[:cells - 2], "answer"])

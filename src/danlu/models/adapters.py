@@ -127,7 +127,7 @@ def add_adapters(lm: PreTrainedModel, config: AdapterConfig, seed: int, *, adapt
         "target_modules": targets, "modules_to_save": (whole + ([] if head is None else [head])) or None,
         "use_rslora": config.use_rslora, "use_dora": config.use_dora, "ensure_weight_tying": tied,
         "trainable_token_indices": rows,
-        "task_type": "CAUSAL_LM" if head is None else "SEQ_CLS"}
+        "task_type": _task(lm, head)}
     svd: Any = "pissa" if config.pissa_iter == -1 else f"pissa_niter_{config.pissa_iter}"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -135,6 +135,15 @@ def add_adapters(lm: PreTrainedModel, config: AdapterConfig, seed: int, *, adapt
     if config.pissa_init:
         add_reference(adapted)
     return adapted
+
+
+def _task(lm: PreTrainedModel, head: str | None) -> str | None:
+    """What peft calls such a model; it has no name for masked ones."""
+    if head is not None:
+        return "SEQ_CLS"
+    if lm.config.is_encoder_decoder:
+        return "SEQ_2_SEQ_LM"
+    return "CAUSAL_LM" if lm.can_generate() else None
 
 
 def open_adapters(lm: PreTrainedModel, adapter: Path, head: str | None = None) -> nn.Module:
@@ -340,9 +349,10 @@ def merge(adapted: Any, lm: PreTrainedModel, probe_BT: Tensor) -> PreTrainedMode
         new_B2 = torch.tensor([[rows[0], rows[-1]]] * len(probe_BT), device=probe_BT.device)
         probe_BT = torch.cat([new_B2, probe_BT], dim=1)
     leave_packed(lm)
-    before = lm(input_ids=probe_BT, use_cache=False).logits.float()
+    inputs = {"decoder_input_ids": probe_BT} if lm.config.is_encoder_decoder else {}
+    before = lm(input_ids=probe_BT, use_cache=False, **inputs).logits.float()
     merged = adapted.merge_and_unload()
-    after = merged(input_ids=probe_BT, use_cache=False).logits.float()
+    after = merged(input_ids=probe_BT, use_cache=False, **inputs).logits.float()
     difference = float((before - after).abs().max() / before.abs().max().clamp(min=1e-6))
     if not difference < 1e-3:
         raise ConfigError(f"merging the adapters changed the logits by {difference:.3g} of their size; not saved")

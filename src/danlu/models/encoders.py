@@ -167,7 +167,8 @@ def check_reading(root: Root) -> None:
     """Compares what a root reads at its sites with the model's own logits on two rows. Raises ConfigError where they
     differ."""
     generator = np.random.default_rng(0)
-    rows = [generator.integers(0, root.lm.config.get_text_config().vocab_size, length) for length in PROBE_LENGTHS]
+    num_ids = root.num_ids or root.lm.config.get_text_config().vocab_size  # padded rows are no tokens
+    rows = [generator.integers(0, num_ids, length) for length in PROBE_LENGTHS]
     if isinstance(root, PairRoot):
         examples = [Example(row, (Branch(row[::-1]), Branch(row[:3]))) for row in rows]
     else:
@@ -184,7 +185,7 @@ def check_reading(root: Root) -> None:
                     read = np.concatenate([[root.start_id], branch.tokens[:-1]])
                     inputs["decoder_input_ids"] = torch.from_numpy(read).to(root.lm.device)[None]
                 target = torch.from_numpy(branch.columns.get(ORIGINAL, branch.tokens).astype(np.int64))[:, None]
-                logits = root.lm(**inputs).logits[0].float().log_softmax(-1)
+                logits = root.lm(**inputs).logits[0, :, :num_ids].float().log_softmax(-1)
                 found.append(logits.gather(1, target.to(logits.device))[:, 0])
     difference = float((own - torch.cat(found)).abs().max())
     if not difference < 1e-2:

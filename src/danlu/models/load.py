@@ -29,7 +29,7 @@ from danlu.models.generate import evaluating, stop_ids_of
 from danlu.models.neftune import add_noise
 from danlu.models.quantize import is_quantised, merge_unquantised, opening_options, settle
 from danlu.models.root import Root, Trunk, check_head
-from danlu.models.sizes import config_of_size
+from danlu.models.sizes import UNBUILT, config_of_size
 from danlu.tokens.codec import num_ids, vocabulary_of
 
 transformers_logging.disable_progress_bar()  # danlu has its own
@@ -150,16 +150,16 @@ def new_config(architecture: Mapping[str, Any], tokenizer: Any | None, vocab_siz
         close = nearest(foreign[0], known)
         raise ConfigError(f"a {model_type} model has no setting “{foreign[0]}”",
                           key=f"model.{foreign[0]}", hint=f"Did you mean {close}?" if close else None)
-    own: dict[str, Any] = {"vocab_size": vocab_size}
+    own: dict[str, Any] = {"vocab_size": vocab_size, "pad_token_id": None}  # a family's own may lie beyond this vocabulary
     if tokenizer is not None:
         own = {"vocab_size": num_ids(tokenizer), "bos_token_id": tokenizer.bos_token_id,
                "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
         own |= own_tokens(known, tokenizer) if kind == "pair" else {}
-    if wanted is not None:
-        return config_of_size(model_type, wanted, kind, {**own, **keys})
     try:
+        if wanted is not None:
+            return config_of_size(model_type, wanted, kind, {**own, **keys})
         return AutoConfig.for_model(model_type, **{**own, **keys})
-    except (StrictDataclassError, ValueError, TypeError) as error:
+    except UNBUILT as error:
         raise ConfigError(f"a {model_type} model cannot be built so: {reason_of(error)}", key="model") from None
 
 

@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedModel
 
 from danlu.core.errors import ConfigError
@@ -27,6 +28,7 @@ from danlu.models.encoders import KINDS
 
 RATIO, CLOSENESS = 32, 20
 TIED_BELOW = 1_000_000_000
+UNBUILT = (StrictDataclassError, ValueError, TypeError, AssertionError)  # what transformers says of an impossible shape
 UNITS = {"K": 1e3, "M": 1e6, "B": 1e9}
 # How families call (width, layers, decoder's layers, heads, head width, key and value heads, inner widths); "": not at all
 NAMES: Mapping[str, tuple[str, str, str, str, str, str, tuple[str, ...]]] = {
@@ -62,21 +64,31 @@ def config_of_size(model_type: str, wanted: Any, kind: str, keys: Mapping[str, A
 
     keys  settings that are given, among them `vocab_size`
 
-    Raises ConfigError for a family whose shape is not known, and where the vocabulary alone takes more.
+    Raises ConfigError for a family whose shape is not known and where the vocabulary alone takes more, and one of UNBUILT
+    where no width goes with the settings that are given.
     """
     target = number_of(wanted)
     if model_type not in LIKE:
         raise ConfigError(f"the shape of a {model_type} model of so many parameters is not known", key="model.parameters",
                           hint=f"Known: {', '.join(LIKE)}; of others name hidden_size, layers and the rest.")
     found: list[tuple[float, float, Any, int]] = []
+    refused: Exception | None = None
     for width in _widths():
-        one, two = (_count(model_type, width, layers, target, json.dumps(keys), kind) for layers in (1, 2))
-        layers = max(1, round((target - one) / max(two - one, 1)) + 1)
-        number = one + (layers - 1) * (two - one)  # every layer has equally many
+        try:
+            one, two = (_count(model_type, width, layers, target, json.dumps(keys), kind) for layers in (1, 2))
+        except UNBUILT as error:
+            refused = refused or error  # the width does not go with a given number of heads, say
+            continue
+        each = two - one  # every layer has equally many; none where the depth is given
+        layers = max(1, round((target - one) / each) + 1) if each else 1
+        number = one + (layers - 1) * each
         config = _config(model_type, width, layers, target, keys)
-        found.append((abs(math.log(width / layers / RATIO)), abs(number / target - 1), config, number))
+        found.append((abs(math.log(width / layers / RATIO)) if each else 0.0, abs(number / target - 1), config, number))
         if one > 1.5 * target:
             break
+    if not found:
+        assert refused is not None, "there are widths"
+        raise refused
     best = min(found, key=lambda item: item[0] + CLOSENESS * item[1])
     if best[1] > 0.5:
         raise ConfigError(f"no {model_type} of {target:,} parameters has this vocabulary: the smallest has {best[3]:,}",

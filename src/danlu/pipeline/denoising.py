@@ -90,10 +90,11 @@ def check_objective(settings: Any, inputs: Mapping[str, Input]) -> None:
     from danlu.models.load import load_tokenizer
     from danlu.pipeline.stages.tokenizer import Settings as TokenizerSettings
 
-    if settings.kind != "causal" and (settings.finetuning_type != "full" or settings.train_rows_from is not None
-                                      or settings.neftune_noise_alpha):
-        raise ConfigError(f"objective: {settings.objective} trains all weights of a model, without noise on its embeddings",
-                          key="objective", hint="Leave finetuning_type, train_rows_from and neftune_noise_alpha out.")
+    if settings.kind != "causal" and (settings.finetuning_type == "freeze" or settings.train_rows_from is not None
+                                      or settings.neftune_noise_alpha or settings.quantization_bit):
+        raise ConfigError(f"objective: {settings.objective} trains all weights, or adapters of weights as they are",
+                          key="objective", hint="Leave finetuning_type: freeze, train_rows_from, neftune_noise_alpha and "
+                          "quantization_bit out.")
     if settings.kind != "causal" and settings.sample_steps is not None:
         raise ConfigError(f"objective: {settings.objective} does not teach a model to go on with a text",
                           key="sample_steps", hint="Leave sample_steps out.")

@@ -141,12 +141,13 @@ class TemplateConfig(Config):
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How a stage makes its examples with a tokenizer: `read` gives (training records, held-out records) and counts
-    each in its own ledger, `encode` makes their Examples."""
+    each in its own ledger, `encode` makes their Examples. `corrupted`: as `write_examples` has it."""
 
     settings: dict[str, Any]
     tokenizer: Any
     read: Callable[[Ledger, Ledger], tuple[Iterable[Any], Iterable[Any]]]
     encode: Callable[[Iterable[Any], Ledger], Iterator[Example]]
+    corrupted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +209,8 @@ def _write(context: Context, recipe: Recipe, final: Path, key: str, parents: dic
         for name, records, book in (("train", train, ledger), ("eval", held_out, held_out_ledger)):
             folder = work / name
             folder.mkdir()
-            summary = write_examples(folder, _watched(recipe.encode(records, book), bar), vocab_size)
+            summary = write_examples(folder, _watched(recipe.encode(records, book), bar), vocab_size,
+                                     corrupted=recipe.corrupted)
             counts[name] = {"num_examples": summary.num_examples, "num_tokens": summary.num_tokens,
                             "num_targets": summary.num_targets}
     if counts["train"]["num_examples"] == 0:

@@ -17,7 +17,7 @@ from pydantic import Field
 from danlu.core.artifact import write_atomic
 from danlu.core.config import Config
 from danlu.core.errors import ConfigError, nearest
-from danlu.data.mix import MixConfig, asked_of
+from danlu.data.mix import MixConfig, asked_of, passes_of
 from danlu.pipeline.context import Context, Forecast, Input
 from danlu.pipeline.mix_tables import account_table, loss_table, phase_table
 from danlu.pipeline.tables import plain
@@ -131,8 +131,8 @@ def with_mix(forecast: Forecast, settings: Any, inputs: Mapping[str, Input], sha
     sizes = _sizes(settings, inputs) if mix.by == "category" else {}
     if not set(mix.names()) <= set(sizes):  # something is named that has not been counted
         sizes = {}
-    if sizes and mix.epochs is not None:
-        factor = sum(passes * sizes[name] for name, passes in mix.epochs.items()) / sum(sizes.values())
+    if sizes and settings.max_steps is None:
+        factor = sum(passes * sizes[name] for name, passes in passes_of(mix, sizes).items()) / sum(sizes.values())
         forecast = forecast.times(tokens=factor, steps=factor, flops=factor, seconds=factor)
     tables = asked_of(mix, sizes) if sizes else [dict(table.shares or {}) for table in mix.tables]
     parts = [1.0] if not mix.phases else [(end - start) / settings.max_steps

@@ -72,15 +72,24 @@ def sampler_of(context: Context, tokenizer: Any, world: "World", *, chat: bool =
 
 
 def _continuations(lm: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """The texts that the prompts are gone on with; each begins as a document does in training."""
+    """The texts that the prompts are gone on with; each begins as a document does in training.
+
+    Raises DataError where one is too long for the model.
+    """
     from danlu.evals.perplexity import start_token
-    from danlu.models.generate import generate, stop_ids_of
+    from danlu.models.generate import generate, max_positions, stop_ids_of
     from danlu.tokens.codec import Codec, num_ids
 
     codec, first = Codec(tokenizer), start_token(tokenizer)
     begin = [] if first is None else [first]
     rows = [[*begin, *ids.tolist()] for ids in codec.encode_plain(list(prompts))]
     stops = {*stop_ids_of(lm), *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
+    limit = max_positions(lm)
+    for number, row in enumerate(rows):
+        if limit is not None and len(row) + max_new_tokens > limit:
+            raise DataError(f"{len(row)} tokens and {max_new_tokens} new ones are more than the {limit} "
+                            "positions of the model",
+                            where=f"sample_prompts.{number}", hint="Shorten it, or lower sample_new_tokens.")
     made = generate(lm, rows, max_new_tokens=max_new_tokens, stop_ids=stops, pad_id=0, num_ids=num_ids(tokenizer))
     return [codec.decode(completion.answer) for completion in made]
 

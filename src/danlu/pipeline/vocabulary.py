@@ -59,6 +59,10 @@ class Change:
     by_language: dict[str, Count] = field(default_factory=dict)
     used: dict[str, Counter[int]] = field(default_factory=dict)  # category to how often each new id is used
     rows: list[list[int]] = field(default_factory=list)
+    parts: dict[int, tuple[int, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parts = {token.id: token.parts for token in self.growth.tokens}
 
     def read(self, document: Document) -> None:
         """Counts one text, as far as its category has not been measured enough."""
@@ -88,7 +92,7 @@ class Change:
     def _compare(self, before: list[int], after: list[int]) -> Count:
         if self.growth.kept is not None:  # every id is another one
             return Count(1, 0, len(before), len(after))
-        parts = {token.id: token.parts for token in self.growth.tokens}
+        parts = self.parts
         back = [old for id in after for old in parts.get(id, (id,))]
         joined = sum(len(parts[id]) for id in after if id in parts)
         return Count(1, 0, len(before), len(after), int(before == after), joined, int(back != before))

@@ -17,10 +17,11 @@ from pydantic import Field, model_validator
 
 from danlu.core.config import Config
 from danlu.core.errors import ConfigError
+from danlu.text.files import locate
 
 
 class BlocklistConfig(Config):
-    """A list of words, of sites, or of both; a path begins at the recipe's folder."""
+    """A list of words, of sites, or of both; several files (a folder, a glob) are one list."""
 
     name: str = Field(pattern=r"^[\w-]+$", description="the reason in the ledger: blocked_NAME")
     words: str | None = Field(default=None, description="a file of words and phrases, one a line")
@@ -34,7 +35,7 @@ class BlocklistConfig(Config):
         return self
 
 
-_LINK = re.compile(r"(?:https?://|//|\bwww\.|(?<![\w@.]))((?:[\w-]+\.)+[a-z]{2,24})((?:/[^\s<>\"'，。）】]*)?)")
+_LINK = re.compile(r"(?:https?://|//|\bwww\.|(?<![\w@.-]))((?:[\w-]+\.)+[a-z]{2,24})((?:/[^\s<>\"'，。）】]*)?)")
 
 
 def _plain(text: str) -> str:
@@ -112,15 +113,18 @@ def _branches(tree: dict, before: str) -> str:
     return options[0] if len(options) == 1 else f"(?:{'|'.join(options)})"
 
 
-def _entries(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the block list cannot be read: {error}", where=str(path),
-                          hint="It is a text file in UTF-8, one entry a line.") from error
+def _entries(path: str, base: Path) -> list[str]:
+    """The entries of the files behind a path, which begins where the paths of sources begin."""
+    lines: list[str] = []
+    for file in locate(path, base):
+        try:
+            lines += file.path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the block list cannot be read: {error}", where=file.label,
+                              hint="It is a text file in UTF-8, one entry a line.") from error
     found = [entry for line in lines if (entry := line.split("#")[0].strip())]
     if not found:
-        raise ConfigError("the block list has no entry", where=str(path), hint="It is a text file, one entry a line.")
+        raise ConfigError("the block list has no entry", where=path, hint="It is a text file, one entry a line.")
     return found
 
 
@@ -128,8 +132,8 @@ def load(configs: list[BlocklistConfig], base: Path) -> list[Blocklist]:
     """The lists, in the order of the recipe; raises ConfigError with the file's name."""
     result = []
     for config in configs:
-        words = compile_words(_entries(base / config.words)) if config.words else None
-        sites = _entries(base / config.urls) if config.urls else []
+        words = compile_words(_entries(config.words, base)) if config.words else None
+        sites = _entries(config.urls, base) if config.urls else []
         plain = {re.sub(r"^(?:https?:)?(?://)?(?:www\.)?", "", _plain(site)).rstrip("/") for site in sites}
         result.append(Blocklist(config.name, words, frozenset(plain), config.min_count))
     return result

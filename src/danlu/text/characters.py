@@ -8,7 +8,9 @@ single character; case, width, punctuation and line breaks make no difference to
     grams = ngrams(units("to be or not to be"), 2)      # uint64 [5]; the first and the last are equal
 """
 
+import re
 import unicodedata
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -17,6 +19,8 @@ BLANK, SYMBOL, LETTER, NUMBER, MARK, SINGLE = range(6)
 NUM_KINDS = 6
 TOP = 0x33480  # no letter has a code point beyond the extensions of Han
 SINGLES = ((0x3040, 0x30ff), (0x3400, 0x4dbf), (0x4e00, 0x9fff), (0xf900, 0xfaff), (0x20000, 0x33479))
+BLOCK = 1 << 20  # characters of a text whose units are found together
+_BLANK = re.compile(r"[ \n]")
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U00033479"  # for a class in a regular expression
 
 
@@ -85,6 +89,20 @@ def units(text: str) -> np.ndarray:
 
 def units_and_singles(text: str) -> tuple[np.ndarray, np.ndarray]:
     """uint64 [units] as `units` gives them, and bool [units]: which of them are single characters."""
+    found = [_units_and_singles(block) for block in _blocks(text)]
+    return np.concatenate([hashes for hashes, _ in found]), np.concatenate([single for _, single in found])
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """The text in pieces that end before a blank, so that the arrays of a large one need not be there at once."""
+    start = 0
+    while len(text) - start > BLOCK and (blank := _BLANK.search(text, start + BLOCK)) is not None:
+        yield text[start:blank.start()]
+        start = blank.start()
+    yield text[start:]
+
+
+def _units_and_singles(text: str) -> tuple[np.ndarray, np.ndarray]:
     plain = text.lower()
     if not text.isascii():
         plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())

@@ -1,9 +1,10 @@
-"""Exact duplicates: texts that are equal but for case, width and blanks. The first one stays, wherever it came from.
+"""Exact duplicates: texts that are equal but for case, width and blanks. The first one stays, wherever it came from; what
+a recipe holds out by name comes before all else, so that no copy of it stays to be trained on.
 
 Whole documents always; paragraphs, which boilerplate and inherited help texts repeat, where asked. Of each only a hash of
 16 bytes is compared, by sorting, so that a hundred million documents need a few gigabytes and no text.
 
-    repeats(marks)          # int64: −1 where a text stands for the first time, else the number of the first
+    repeats(marks, named)   # int64: −1 where a text stands for the first time, else the number of the first
 """
 
 import hashlib
@@ -23,9 +24,13 @@ def fingerprint(text: str) -> bytes:
     return hashlib.blake2b(plain.encode(), digest_size=16).digest()
 
 
-def repeats(hashes: np.ndarray) -> np.ndarray:
-    """int64 [N]: for each of the hashes (fields `high` and `low`) the place of the first equal one, FIRST for itself."""
-    order = np.lexsort((hashes["low"], hashes["high"]))  # stable: equal ones stay in their order
+def repeats(hashes: np.ndarray, before: np.ndarray | None = None) -> np.ndarray:
+    """int64 [N]: for each of the hashes (fields `high` and `low`) the place of the first equal one, FIRST for itself.
+
+    before  bool [N]: these come first; None: all are in their order
+    """
+    later = np.zeros(len(hashes), np.bool_) if before is None else ~before
+    order = np.lexsort((later, hashes["low"], hashes["high"]))  # stable: equal ones stay in their order
     again = np.zeros(len(order), np.bool_)
     again[1:] = (hashes["high"][order[1:]] == hashes["high"][order[:-1]]) & \
         (hashes["low"][order[1:]] == hashes["low"][order[:-1]])

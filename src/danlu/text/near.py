@@ -5,7 +5,7 @@ one are looked at again, in the corpus's order. Such a document goes where its s
 that *stays*; the most similar one is named. Of the documents that stay only the first MAX_MEMBERS with a key are compared:
 where thousands share a template and are not alike, work would grow with their square.
 
-    of = near_repeats(spool, stays, NearConfig())       # int64: −1, or the document that stays and is alike
+    of = near_repeats(spool, stays, NearConfig(), named)       # int64: −1, or the document that stays and is alike
 """
 
 import os
@@ -20,10 +20,13 @@ MAX_MEMBERS = 100  # documents that stay, of those with one key, with which a la
 CACHED = 1 << 16  # signatures
 
 
-def near_repeats(spool: Spool, stays: np.ndarray, near: NearConfig) -> np.ndarray:
-    """int64 [documents]: for each document the one that stays and that it repeats, or −1; those not in `stays` get −1."""
+def near_repeats(spool: Spool, stays: np.ndarray, near: NearConfig, before: np.ndarray) -> np.ndarray:
+    """int64 [documents]: for each document the one that stays and that it repeats, or −1; those not in `stays` get −1.
+
+    before  bool [documents]: these come before all others
+    """
     found = np.full(len(spool), KEPT, np.int64)
-    documents, buckets = _collisions(spool, stays, near)
+    documents, buckets = _collisions(spool, stays, near, before)
     if not len(documents):
         return found
     signatures = _Signatures(spool, near)
@@ -50,8 +53,9 @@ def near_repeats(spool: Spool, stays: np.ndarray, near: NearConfig) -> np.ndarra
     return found
 
 
-def _collisions(spool: Spool, stays: np.ndarray, near: NearConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(documents, buckets): a pair for each key of a document that another one has, too; sorted by document."""
+def _collisions(spool: Spool, stays: np.ndarray, near: NearConfig, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(documents, buckets): a pair for each key of a document that another one has, too; sorted by document, those that
+    come before the others first."""
     alive = np.flatnonzero(stays)
     documents, buckets, used = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
     for band in range(near.bands):
@@ -65,7 +69,7 @@ def _collisions(spool: Spool, stays: np.ndarray, near: NearConfig) -> tuple[np.n
         buckets.append(runs + used)
         used += int(begins.sum()) + 1
     all_documents, all_buckets = np.concatenate(documents), np.concatenate(buckets)
-    by_document = np.argsort(all_documents, kind="stable")
+    by_document = np.lexsort((all_documents, ~before[all_documents]))
     return all_documents[by_document], all_buckets[by_document]
 
 

@@ -30,6 +30,7 @@ class PiiConfig(Config):
 
 _WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)  # 2^(17−i) mod 11
 _CHECKS = "10X98765432"
+_GIVEN_OUT = ipaddress.ip_network("2000::/3")
 
 
 def is_id_card(number: str) -> bool:
@@ -52,11 +53,18 @@ def is_bank_card(number: str) -> bool:
 
 
 def is_public_ip(address: str) -> bool:
-    """Whether this is an address that the whole world can reach."""
+    """Whether this is an address that the whole world can reach; of version 6 only those that are given out (2000::/3,
+    RFC 4291, section 2.4), for `cafe::babe` is rather a name in a program."""
     try:
-        return ipaddress.ip_address(address).is_global
+        found = ipaddress.ip_address(address)
     except ValueError:
         return False
+    return found.is_global and (found.version == 4 or found in _GIVEN_OUT)
+
+
+def is_phone(number: str) -> bool:
+    """Whether this is as long as a telephone number: what begins with + has 8 to 15 digits (E.164), or is a sum."""
+    return not number.startswith("+") or 8 <= sum(map(str.isdigit, number)) <= 15
 
 
 def _always(found: str) -> bool:
@@ -77,7 +85,7 @@ _IP = re.compile(
     re.ASCII)
 _FINDERS: dict[Kind, tuple[re.Pattern[str], Callable[[str], bool]]] = {  # the form, and the test of what has it
     "email": (_EMAIL, _always), "id_card": (_ID_CARD, is_id_card), "bank_card": (_BANK_CARD, is_bank_card),
-    "phone": (_PHONE, _always), "ip": (_IP, is_public_ip)}
+    "phone": (_PHONE, is_phone), "ip": (_IP, is_public_ip)}
 _ANY_NUMBER = re.compile(r"\d{4}|\d\.\d|[0-9A-Fa-f]:|::|\d[ -]\d")
 
 

@@ -5,8 +5,9 @@ Gopher   Rae et al., Scaling Language Models: Methods, Analysis & Insights from 
 C4       Raffel et al., Exploring the Limits of Transfer Learning (arXiv:1910.10683), section 2.2: lines and pages
 FineWeb  Penedo et al., The FineWeb Datasets (arXiv:2406.17557), section 3.6: lines that are short, repeated, unended
 
-The names of the thresholds and of the reasons, and the order of the tests, are datatrove's; a threshold of 0 switches its
-test off. What several rules need (words, their numbers, lines) is computed once, in `Counted`.
+The names of the thresholds and of the reasons, and the order of the tests, are datatrove's. A threshold of 0 switches a
+test of Gopher's off, an empty table those of n-grams, and the loosest value (1, or 0 for a least share) those of FineWeb.
+What several rules need (words, their numbers, lines) is computed once, in `Counted`.
 
     counted = Counted(text)
     reason = gopher_quality(counted, GopherQualityConfig())      # None: kept

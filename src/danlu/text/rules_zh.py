@@ -126,9 +126,11 @@ def _repetition(text: str, config: ChineseConfig) -> str | None:
     hashes, lengths = mix64(solid.astype(np.uint64)), np.ones(len(solid), np.int64)
     for n, share in config.top_n_grams.items():
         # the blanks that the count of words adds are none between characters
-        if len(hashes) >= n and (top_ngram_chars(hashes, lengths, n) // (2 * n - 1)) * n > max(share * len(solid), 2 * n):
+        if not share or len(hashes) < n:
+            continue
+        if (top_ngram_chars(hashes, lengths, n) // (2 * n - 1)) * n > max(share * len(solid), 2 * n):
             return f"zh_top_{n}_gram"
-    limits = {n: share * len(solid) for n, share in config.dup_n_grams.items() if len(hashes) >= n}
+    limits = {n: share * len(solid) for n, share in config.dup_n_grams.items() if share and len(hashes) >= n}
     for n, limit in may_exceed(hashes, lengths, limits):
         if repeated_ngram_chars(hashes, lengths, n) > limit:
             return f"zh_duplicated_{n}_n_grams"

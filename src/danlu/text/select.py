@@ -1,7 +1,7 @@
 """Which documents of the spool stay: exact duplicates, near duplicates and repeated paragraphs go, each for its reason.
 
-Everything is decided by the order of documents (source, file, place in the file) and counted in the ledger, at the
-stations `dedup`, `near` and `paragraphs`.
+Everything is decided by the order of documents (source, file, place in the file; before all others those that `heldout`
+names) and counted in the ledger, at the stations `dedup`, `near` and `paragraphs`.
 
     chosen = select(spool, near=NearConfig(), paragraphs=True, ledger=ledger)
     chosen.stays, chosen.sizes
@@ -71,18 +71,19 @@ def select(spool: Spool, near: NearConfig | None, paragraphs: bool, ledger: Ledg
     """Decides for every document, and every paragraph of those that stay."""
     marks = spool.marks
     sizes = marks["bytes"].astype(np.int64)
-    of = repeats(marks)
+    named = marks["named"] != spool.named.index(())
+    of = repeats(marks, named)
     chosen = Chosen(of == FIRST, sizes, None, [])
     _count(ledger, "dedup", "duplicate", np.ones(len(spool), np.bool_), chosen.stays, sizes)
     chosen.removed += _shown(spool, "dedup", "duplicate", of)
     if near is not None:
-        of = near_repeats(spool, chosen.stays, near)
+        of = near_repeats(spool, chosen.stays, near, named)
         stays = chosen.stays & (of == FIRST)
         _count(ledger, "near", "near duplicate", chosen.stays, stays, sizes)
         chosen.removed += _shown(spool, "near", "near duplicate", of)
         chosen.stays = stays
     if paragraphs:
-        _drop_paragraphs(spool, chosen, ledger)
+        _drop_paragraphs(spool, chosen, ledger, named)
     return chosen
 
 
@@ -102,13 +103,13 @@ def _shown(spool: Spool, station: str, reason: str, of: np.ndarray) -> list[Remo
             for document, other in zip(spool.documents(places.tolist()), like, strict=True)]
 
 
-def _drop_paragraphs(spool: Spool, chosen: Chosen, ledger: Ledger) -> None:
+def _drop_paragraphs(spool: Spool, chosen: Chosen, ledger: Ledger, named: np.ndarray) -> None:
     """Drops paragraphs that stood earlier in the corpus, and documents that hold no others."""
     counts = spool.marks["paragraphs"].astype(np.int64)
     paragraphs = spool.paragraphs()
     alive = np.flatnonzero(np.repeat(chosen.stays, counts))
     new = np.zeros(len(paragraphs), np.bool_)
-    new[alive] = repeats(paragraphs[alive]) == FIRST
+    new[alive] = repeats(paragraphs[alive], np.repeat(named, counts)[alive]) == FIRST
     left = bytes_left(paragraphs, new, counts)
     has_any = np.bincount(np.repeat(np.arange(len(counts)), counts), new, len(counts)) > 0
     stays = chosen.stays & has_any

@@ -7,7 +7,7 @@ holds a number it is taken for data, not for column names, and the columns are c
 
 import csv
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from danlu.text.lines import BEHIND, MAX_LINE_BYTES, Gate, Line, Value, as_json,
 
 READ_AGAIN = 10  # times the lines of a CSV file that are read again because of bad rows before them, at most
 READ_AHEAD = 1 << 20  # bytes of each column of a Parquet file that are read at a time
+Names = Callable[[int], list[str] | None]
 BATCH = 256  # rows of a Parquet or Arrow file that are turned into objects at a time
 
 
@@ -61,22 +62,24 @@ class _CsvLines:
         return True
 
 
-def read_csv(located: Located, gate: Gate) -> Iterator[Value]:
+def read_csv(located: Located, gate: Gate, names: Names | None = None) -> Iterator[Value]:
     """Rows of a comma-separated file whose first row names the columns.
 
     A quote that is never closed, or closed in the wrong place, costs its own line: the lines that it swallowed are read
     again. Raises DataError where the names of the columns cannot be read.
+
+    names  of the columns of a row of so many cells, or None where no row has so few; of files without a row of names
     """
     lines = _CsvLines(read_lines(located, gate, errors="surrogateescape"))
     try:
-        yield from _read_csv(lines, located, gate)
+        yield from _read_csv(lines, located, gate, names)
     finally:
         if lines.ahead:  # no more is asked for than stands before lines that were to be read again
             gate.rows -= len(lines.ahead)
             gate.station.drop(BEHIND, rows=len(lines.ahead), bytes=sum(line.bytes for line in lines.ahead))
 
 
-def _read_csv(lines: _CsvLines, located: Located, gate: Gate) -> Iterator[Value]:
+def _read_csv(lines: _CsvLines, located: Located, gate: Gate, names: Names | None) -> Iterator[Value]:
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(lines, strict=True)
     header: list[str] | None = None
@@ -87,7 +90,7 @@ def _read_csv(lines: _CsvLines, located: Located, gate: Gate) -> Iterator[Value]
         except StopIteration:
             break
         except csv.Error as error:
-            if header is None:
+            if header is None and names is None:
                 raise DataError(f"the column names cannot be read: {error}", where=f"{located.label}:{lines.row[0].number}",
                                 hint="The first row has to name the columns, separated by commas.") from None
             _refuse_csv(lines, error, located.label, gate)
@@ -100,14 +103,20 @@ def _read_csv(lines: _CsvLines, located: Located, gate: Gate) -> Iterator[Value]
             gate.station.drop("lines of one row", rows=len(row) - 1)
         if not cells:
             gate.station.drop("blank line", rows=1, bytes=size)
+            continue
+        if names is not None:
+            header = names(len(cells))
         elif header is None:
             if not is_unicode(cells):
                 raise DataError("the column names are not UTF-8", where=where, hint="Save the file as UTF-8.")
             header = cells
             gate.station.drop("column names", rows=1, bytes=size)
-        elif after_bad and sum(line.text.count('"') for line in row) % 2:
+            continue
+        if after_bad and sum(line.text.count('"') for line in row) % 2:
             # rather the end of a cell of many lines, whose beginning was refused, than a row of its own
             gate.refuse(where, "bad CSV: a stray quote after a bad row", ",".join(cells), size, kind="bad CSV")
+        elif header is None:
+            gate.refuse(where, f"{len(cells)} cells in a row", ",".join(cells), size, kind="too few cells")
         elif len(cells) != len(header):
             gate.refuse(where, f"{len(cells)} cells in a row of {len(header)} columns", ",".join(cells), size,
                         kind="another number of cells than columns")

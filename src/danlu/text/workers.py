@@ -9,6 +9,7 @@ over the cluster. There every node needs danlu and the same folders.
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -42,7 +43,7 @@ def run_jobs(do: Callable[[Job], None], jobs: Sequence[Job], workers: int, engin
 
 def _in_processes(do: Callable[[Job], None], jobs: Sequence[Job], workers: int) -> Iterator[int]:
     # a fresh interpreter each: a fork of a process with threads (Arrow's) may hang
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool:
         futures = [pool.submit(do, job) for job in jobs]
         try:
             for number, future in enumerate(futures):
@@ -53,6 +54,19 @@ def _in_processes(do: Callable[[Job], None], jobs: Sequence[Job], workers: int) 
                             hint="Run the same command again; `workers: 1` takes the least memory.") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Has this worker end with the process that started it: killed, that one can tell nobody, and the next run would find
+    workers that write into its files."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _on_ray(do: Callable[[Job], None], jobs: Sequence[Job], workers: int) -> Iterator[int]:

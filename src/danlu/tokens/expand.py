@@ -13,6 +13,7 @@ halves; those that nobody asked for are intermediate tokens and get ids like the
 """
 
 import json
+import math
 import shutil
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ from tokenizers import Tokenizer
 
 from danlu.core.errors import ConfigError, DataError
 from danlu.tokens import sp_model
+from danlu.tokens.sp_train import SCORES
 from danlu.tokens.spelling import INSIDE, Spelling
 
 # Nats by which a unigram piece beats the parts that spell it, at least; the first piece by twice as much, those between in
-# the order of the pieces, so that of two ways to cut a word the one with the earlier piece wins. Scores are float32.
+# the order of the pieces, so that of two ways to cut a word the one with the earlier piece wins; rounded up like the scores
+# of a vocabulary trained here (`sp_train`), so that tokenizer.json and tokenizer.model agree.
 GAIN = 0.05
 MAX_PIECE_LENGTH = 32  # characters; parts are chosen by a search whose time grows with the cube
 INTERMEDIATE, RAGGED, TAKEN = 1, 10, 10_000  # costs of a part that nobody asked for
@@ -88,6 +91,8 @@ class Growth:
         for name in KEPT_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
+        if self.kept is not None:
+            self._renumber(folder)
         if (source / "merges.txt").is_file() and spec["model"]["type"] == "BPE":
             merges = "".join(f"{left} {right}\n" for left, right in spec["model"]["merges"])
             (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
@@ -95,6 +100,20 @@ class Growth:
         for name in ("tokenizer.model", "spiece.model"):
             if (source / name).is_file():
                 (folder / name).write_bytes(self._sentencepiece((source / name).read_bytes(), str(source / name)))
+
+    def _renumber(self, folder: Path) -> None:
+        """Gives added tokens their new ids in the files that older programs read them from."""
+        ids = {token.content: id for id, token in self.backend.get_added_tokens_decoder().items()}
+        for name, key in (("tokenizer_config.json", "added_tokens_decoder"), ("added_tokens.json", None)):
+            if not (folder / name).is_file():
+                continue
+            values = json.loads((folder / name).read_text(encoding="utf-8"))
+            if key is None:
+                values = {content: ids[content] for content in values if content in ids}
+            elif key in values:
+                entries = [entry for entry in values[key].values() if entry["content"] in ids]
+                values[key] = {str(ids[entry["content"]]): entry for entry in entries}
+            (folder / name).write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
     def _sentencepiece(self, data: bytes, where: str) -> bytes:
         """The old `tokenizer.model` with the same new ids. Raises ConfigError where its ids are not tokenizer.json's."""
@@ -322,7 +341,7 @@ class _Unigram:
             if character not in self.scores:
                 self._put(character, self.lowest)
         if token not in self.scores:
-            self._put(token, self._best(token) + self.gains[token])
+            self._put(token, math.ceil((self._best(token) + self.gains[token]) * SCORES) / SCORES)
         return None
 
     def _put(self, token: str, score: float) -> None:
@@ -391,9 +410,8 @@ def _unreached(grown: Tokenizer, spelling: Spelling, tokens: Iterable[NewToken])
         text = spelling.text(token.token)
         assert text is not None, "what was asked for is text"
         if spelling.kind == "bytes":
-            found = any(copy.encode(before + text, add_special_tokens=False).ids[-1:] == [token.id] and
-                        len(copy.encode(before + text, add_special_tokens=False).ids) <= 1 + len(before)
-                        for before in ("", "\n"))
+            found = any(copy.encode(before + text, add_special_tokens=False).ids ==
+                        [*copy.encode(before, add_special_tokens=False).ids, token.id] for before in ("", "\n"))
         else:
             found = _ids_of(copy, token.token) == [token.id]
         if not found:

@@ -38,9 +38,9 @@ def read_pieces(data: bytes) -> list[Piece]:
 
 def append_pieces(data: bytes, pieces: Iterable[Piece]) -> bytes:
     """The model with pieces behind its own; every byte of the old file stays where it is."""
-    body = data + b"".join(_delimited(PIECES, _write_piece(piece)) for piece in pieces)
+    body = data + b"".join(delimited(PIECES, _write_piece(piece)) for piece in pieces)
     # A message that stands twice is merged field by field: this says the new size and keeps the rest of the specification.
-    return body + _delimited(TRAINER_SPEC, _key(VOCAB_SIZE, VARINT) + _varint(len(read_pieces(body))))
+    return body + delimited(TRAINER_SPEC, _key(VOCAB_SIZE, VARINT) + _varint(len(read_pieces(body))))
 
 
 def keep_pieces(data: bytes, kept: Iterable[int]) -> bytes:
@@ -66,7 +66,7 @@ def _read_piece(raw: bytes) -> Piece:
 
 
 def _write_piece(piece: Piece) -> bytes:
-    body = _delimited(1, piece.text.encode()) + _key(2, FOUR) + struct.pack("<f", piece.score)
+    body = delimited(1, piece.text.encode()) + _key(2, FOUR) + struct.pack("<f", piece.score)
     return body if piece.type == NORMAL else body + _key(3, VARINT) + _varint(piece.type)
 
 
@@ -114,5 +114,6 @@ def _key(number: int, wire: int) -> bytes:
     return _varint(number << 3 | wire)
 
 
-def _delimited(number: int, body: bytes) -> bytes:
+def delimited(number: int, body: bytes) -> bytes:
+    """A field of bytes as Protocol Buffers write it: the number with its wire type, the length, the bytes."""
     return _key(number, DELIMITED) + _varint(len(body)) + body

@@ -22,6 +22,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from danlu.core.errors import ConfigError, DataError
 from danlu.tokens.codec import chunks_of
 from danlu.tokens.count import WordCounter, is_text, learnable
+from danlu.tokens.sp_model import delimited
 from danlu.tokens.splitting import Chinese, Digits, word_pattern
 
 Algorithm = Literal["unigram", "bpe"]
@@ -119,7 +120,8 @@ def _round_scores(model: bytes) -> bytes:
     for id in range(processor.get_piece_size()):
         name, score = processor.id_to_piece(id).encode(), processor.get_score(id)
         # ModelProto.SentencePiece: {string piece = 1; float score = 2}, both always written
-        at = model.index(b"\x0a" + bytes([len(name)]) + name + b"\x15" + struct.pack("<f", score), at) + 2 + len(name) + 1
+        before = delimited(1, name) + b"\x15"
+        at = model.index(before + struct.pack("<f", score), at) + len(before)
         found[at:at + 4] = struct.pack("<f", round(score * SCORES) / SCORES)
     return bytes(found)
 

@@ -281,10 +281,11 @@ def _documents(context: Context, ledger: Ledger, split: Literal["train", "heldou
 
 def _learned(context: Context, ledger: Ledger, bar: Any) -> Iterator[Document]:
     """The documents to learn from: of each category the first `max_bytes_per_category`."""
-    settings, read = context.settings, dict[str, int]()
+    settings, read, found = context.settings, dict[str, int](), set[str]()
     station = ledger.station("learn")
     for document in _documents(context, ledger, "train"):
         size = len(document.text.encode())
+        found.add(document.category)
         station.take(rows=1, bytes=size)
         before = read.get(document.category, 0)
         if settings.learn_categories is not None and document.category not in settings.learn_categories:
@@ -296,6 +297,10 @@ def _learned(context: Context, ledger: Ledger, bar: Any) -> Iterator[Document]:
             station.give(rows=1, bytes=size)
             bar.update(sum(read.values()))
             yield document
+    for name in settings.learn_categories or ():
+        if name not in found:
+            raise DataError(f"no document is of the category “{name}”, which learn_categories names",
+                            where=", ".join(settings.datasets()), hint=f"The data hold: {', '.join(sorted(found))}.")
 
 
 def _measured(context: Context) -> Iterator[Document]:

@@ -179,7 +179,7 @@ def prepare_examples(context: Context, tokenizer: Any) -> tuple[Prepared, list[i
         return split_by_hash(train, settings.val_size, ledger)
 
     chosen = {name: getattr(settings, name) for name in KEYS} | settings.stored()
-    return prepare(context, Recipe(chosen, tokenizer, read, encoder.documents)), \
+    return prepare(context, Recipe(chosen, tokenizer, read, encoder.documents, settings.kind != "causal")), \
         [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 

@@ -1,0 +1,59 @@
+"""Worker processes: errors in order, and none outlives the process that started it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from danlu.core.errors import DataError
+from danlu.text.workers import run_jobs
+
+
+def leave_a_name(number: int, folder: Path) -> None:
+    """A job that tells which process does it, and then takes long."""
+    (folder / f"{number}-{os.getpid()}").touch()
+    time.sleep(60)
+
+
+def fail(number: int) -> None:
+    raise DataError(f"job {number} went wrong")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_first_jobs_error_is_raised(workers: int) -> None:
+    with pytest.raises(DataError, match="job 0 went wrong"):
+        list(run_jobs(fail, [0, 1, 2], workers))
+
+
+def is_alive(number: int) -> bool:
+    """Whether a process runs, other than as what is left of one until someone asks for its exit status."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+def test_no_worker_outlives_a_killed_run(tmp_path: Path) -> None:
+    """The next run would find it writing into its files."""
+    main = subprocess.Popen([sys.executable, __file__, str(tmp_path)])
+    deadline = time.monotonic() + 60
+    while len(found := list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = [int(path.name.split("-")[1]) for path in found]
+    assert len(set(workers)) == 2 and all(map(is_alive, workers))
+    main.send_signal(signal.SIGKILL)
+    main.wait()
+    deadline = time.monotonic() + 10
+    while any(map(is_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_alive, workers))
+
+
+if __name__ == "__main__":
+    list(run_jobs(partial(leave_a_name, folder=Path(sys.argv[1])), [0, 1, 2, 3], 2))
