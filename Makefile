@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 RUNS ?= runs
 
-.PHONY: demo test check faults bench bench-corpus corpus-ray rl-check real real-pairs parity gpu clean-venv
+.PHONY: demo test check faults bench bench-corpus bench-tokenize corpus-ray rl-check real real-pairs parity gpu clean-venv
 
 demo: .venv/.data
 	$(BIN)/danlu run recipes/quickstart.yaml --runs $(RUNS)
@@ -35,6 +35,11 @@ bench-corpus: .venv/.test
 	$(BIN)/python bench/corpus.py make --texts $(TEXTS) --size $(or $(SIZE),200e6) --out bench-corpus.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/python bench/corpus.py run --input bench-corpus.jsonl $(if $(DATATROVE),--datatrove $(DATATROVE))
 	rm -f bench-corpus.jsonl
+
+# documents to ids on disk beside datasets.map: make bench-tokenize TEXTS=folder [MODEL=folder] [SIZE=60e6]
+bench-tokenize: .venv/.test
+	$(PIP) install datasets
+	$(BIN)/python bench/tokenize_speed.py --texts $(TEXTS) $(if $(MODEL),--model $(MODEL)) --size $(or $(SIZE),60e6)
 
 # the same corpus on a local Ray cluster of two workers as without: make corpus-ray TEXTS=folder
 corpus-ray: .venv/.test

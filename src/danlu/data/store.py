@@ -69,7 +69,7 @@ class _Writer:
         for segment, weight in [(example.stem, nothing), *((b.tokens, b.weights) for b in example.branches)]:
             files["tokens.bin"].write(segment.astype(self.dtype).tobytes())
             files["weights.tmp"].write(weight.tobytes())
-            self.plain_weights = self.plain_weights and bool(np.isin(weight, (0.0, 1.0)).all())
+            self.plain_weights = self.plain_weights and bool(((weight == 0) | (weight == 1)).all())
             self.num_tokens += len(segment)
             self.num_segments += 1
             files["segments.bin"].write(_int64(self.num_tokens))

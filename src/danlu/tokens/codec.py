@@ -4,15 +4,21 @@
 them as ordinary text. The copies have no post-processor (it would add a BOS, and byte-level ones cut the space off the
 offsets), no truncation and no padding: special tokens have one owner, the template or the encoder of documents.
 
+Running text is encoded without offsets. Much of it is cut where that changes no id (`danlu.tokens.cuts`), and the ids of
+the parts are remembered: most words of a text have been read before.
+
     codec = Codec(tokenizer)
     [row] = codec.encode([[Segment(0, "<|user|>hi<|end|>")]])
     row.ids, row.offsets          # int32 [n], int64 [n, 2]
+    [ids] = codec.encode_plain(["running text"])
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -20,8 +26,14 @@ from tokenizers import Tokenizer, processors
 
 from danlu.core.artifact import digest
 from danlu.core.errors import ConfigError
+from danlu.tokens.cuts import Cuts, cuts_of
 
 CHUNK = 1 << 16  # characters of running text that are encoded at once
+MUCH = 1 << 16  # characters in one call from which on parts are remembered
+GROUP = 1 << 16  # characters that are cut at once: few enough for the cache
+LONGEST = 64  # characters of a part that is remembered
+LINES = 64  # parts that are encoded as one text
+MOST = 1 << 19  # parts that are remembered, in some 100 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +86,10 @@ class Codec:
         self.special = self._copy(plain=False)
         added = sorted(self.special.get_added_tokens_decoder().values(), key=lambda x: (-len(x.content), x.content))
         self.added_texts = [token.content for token in added]  # the longest first
-        special = [token.content for token in added if token.special]
-        self._pattern = re.compile("|".join(map(re.escape, special))) if special else None
+        self._pattern = _any_of([token.content for token in added if token.special])
+        self._ordinary = _any_of([token.content for token in added if not token.special])  # found in running text, too
+        self._ids: dict[str, bytes] = {}  # of parts of running texts, int32
+        self._tried = False  # whether cutting has been compared with not cutting
 
     def _copy(self, plain: bool) -> Tokenizer:
         made = Tokenizer.from_str(self._source)
@@ -95,6 +109,10 @@ class Codec:
         """Whether parts that were tokenised apart decode to the whole (not where each text gets a leading space)."""
         ids = [token for text in ("x", "y") for token in self.special.encode(text, add_special_tokens=False).ids]
         return self.decode(ids) == "xy"
+
+    @cached_property
+    def _cuts(self) -> Cuts | None:
+        return cuts_of(self._source) if self.can_cut else None
 
     def holds_special(self, text: str) -> bool:
         """Whether the text spells a special token."""
@@ -117,12 +135,82 @@ class Codec:
     def encode_plain(self, texts: Sequence[str]) -> list[np.ndarray]:
         """ids int32 [n] of running texts. Long texts are cut, for speed and memory, where it changes no token."""
         chunks = [list(self._chunks(text)) for text in texts]
-        flat = iter(self.plain.encode_batch_fast([chunk for row in chunks for chunk in row], add_special_tokens=False))
-        rows = [[np.array(next(flat).ids, dtype=np.int32) for _ in row] for row in chunks]
+        flat = self._encode_chunks([chunk for row in chunks for chunk in row])
+        rows = [[next(flat) for _ in row] for row in chunks]
         return [np.concatenate(row) if row else np.zeros(0, np.int32) for row in rows]
+
+    def _encode_chunks(self, chunks: Sequence[str]) -> Iterator[np.ndarray]:
+        if sum(map(len, chunks)) < MUCH or self._cuts is None:
+            yield from (np.array(ids, np.int32) for ids in self._encode_whole(chunks))
+            return
+        for uncut, run in groupby(chunks, lambda chunk: self._ordinary is not None and bool(self._ordinary.search(chunk))):
+            if uncut:
+                yield from (np.array(ids, np.int32) for ids in self._encode_whole(list(run)))
+                continue
+            for group in _groups(run):
+                yield from self._cut_or_whole(group)
+
+    def _cut_or_whole(self, texts: Sequence[str]) -> Iterable[np.ndarray]:
+        """The ids of each text by its parts; the first texts also as a whole: where that differs, nothing is cut again."""
+        found = None if self._cuts is None else self._recall(texts, self._cuts)
+        if found is not None and self._tried:
+            return found
+        whole = [np.array(ids, np.int32) for ids in self._encode_whole(texts)]
+        if found is not None and not all(map(np.array_equal, found, whole)):
+            self._cuts = None  # a splitter that does not do what its pattern says
+        self._tried = True
+        return whole
+
+    def _encode_whole(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        return (encoding.ids for encoding in self.plain.encode_batch_fast(texts, add_special_tokens=False))
+
+    def _recall(self, texts: Sequence[str], cuts: Cuts) -> list[np.ndarray]:
+        """The ids of each text, joined from those of its parts, of which only new ones are encoded."""
+        units, places = cuts.units(texts)
+        known = list(map(self._ids.get, units))
+        new = self._learn(list(dict.fromkeys(unit for unit, ids in zip(units, known, strict=True) if ids is None)), cuts)
+        parts = [new[unit] if ids is None else ids for unit, ids in zip(units, known, strict=True)]
+        if len(self._ids) + len(new) > MOST:
+            self._ids.clear()
+        self._ids.update((unit, ids) for unit, ids in new.items() if len(unit) <= LONGEST)
+        return [np.frombuffer(b"".join(parts[place]), np.int32) for place in places]
+
+    def _learn(self, units: Sequence[str], cuts: Cuts) -> dict[str, bytes]:
+        """The ids of each unit. Where that gives the same ids, many are encoded as lines of one text, in half the time."""
+        if not units:
+            return {}
+        fit = cuts.fit_in_lines(units)
+        lines = [unit for unit, fits in zip(units, fit, strict=True) if fits]
+        others = [unit for unit, fits in zip(units, fit, strict=True) if not fits]
+        learned = {unit: array("i", ids).tobytes() for unit, ids in zip(others, self._encode_whole(others), strict=True)}
+        blocks = [lines[start:start + LINES] for start in range(0, len(lines), LINES)]
+        [[line_end], *encoded] = self._encode_whole(["\n", *map("\n".join, blocks)])
+        for block, row in zip(blocks, encoded, strict=True):
+            ids = np.array(row, np.int32)
+            ends = [-1, *np.flatnonzero(ids == line_end).tolist(), len(ids)]
+            learned.update(zip(block, (ids[end + 1:following].tobytes() for end, following in pairwise(ends)), strict=True))
+        return learned
 
     def _chunks(self, text: str) -> Iterable[str]:
         return chunks_of(text) if self.can_cut else [text] if text else []
+
+
+def _any_of(texts: Sequence[str]) -> re.Pattern[str] | None:
+    return re.compile("|".join(map(re.escape, texts))) if texts else None
+
+
+def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of texts of about GROUP characters."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def chunks_of(text: str, size: int = CHUNK) -> Iterable[str]:

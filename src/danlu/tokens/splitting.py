@@ -30,3 +30,9 @@ def word_pattern(digits: Digits = "single", chinese: Chinese = "free") -> str:
 
 
 SPLIT = word_pattern()
+
+# Every pattern above; GPT-4's, which Llama-3, Qwen and others took with digits of their own, where marks are no letters.
+SPLIT_PATTERNS = frozenset(
+    {word_pattern(digits, chinese) for digits in _DIGITS for chinese in _HAN}
+    | {r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits
+       + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+" for digits in _DIGITS.values()})
