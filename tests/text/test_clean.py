@@ -158,3 +158,9 @@ def test_a_package_that_is_missing_is_named(keys: dict, module: str, extra: str,
     with pytest.raises(ConfigError, match="need") as caught:
         clean(GUSHI, CleanConfig.model_validate(keys))
     assert f"danlu[{extra}]" in str(caught.value) + str(caught.value.hint)
+
+
+def test_a_mask_of_nothing_leaves_no_empty_text() -> None:
+    config = CleanConfig(pii={"mask": ""}, min_letters=0, max_symbols=1)
+    assert clean("a@b.cn", config).reason == "empty"
+    assert clean("a@b.cn\n\n" + "The lamp was lit. " * 9, config).text == ("The lamp was lit. " * 9).strip()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from danlu.core.errors import ConfigError
+from danlu.core.ledger import Ledger
 from danlu.text.blocklists import BlocklistConfig, compile_words, load
 from danlu.text.decontaminate import (
     DISGUISES,
@@ -50,13 +51,19 @@ def test_recall_is_measured_and_a_blind_index_is_seen() -> None:
 
 
 def test_items_are_read_like_a_corpus(tmp_path: Path) -> None:
-    (tmp_path / "quiz.jsonl").write_text('{"q": "One?", "a": ["Two", "Three"]}\n{"q": "Four?", "a": ["Five"]}\n')
+    rows = ('{"q": "One?", "a": ["Two", "Three"]}', '{"q": "Four?", "a": ["Five"]}', '{"a": ["Six"]}')
+    (tmp_path / "quiz.jsonl").write_text("\n".join(rows))
     (tmp_path / "lines.txt").write_text("One item.\nAnother item.\n")
     config = DecontaminateConfig(sets=[EvalSetConfig(name="quiz", path="quiz.jsonl", fields=["q", "a[]"]),
                                        EvalSetConfig(name="lines", path="lines.txt")])
-    items = read_items(config, tmp_path)
+    ledger = Ledger()
+    items = read_items(config, tmp_path, ledger)
     assert items["lines"] == ["One item.", "Another item."]
-    assert [word for text in items["quiz"] for word in text.split()] == ["One?", "Four?", "Two", "Three", "Five"]
+    assert [word for text in items["quiz"] for word in text.split()] == ["One?", "Four?", "Two", "Three", "Five", "Six"]
+    ledger.check()
+    assert [(bad.where, bad.reason) for bad in ledger.quarantined] == [
+        ("quiz.jsonl:3", "no field “q” (fields found: a)")]
+    assert ledger.to_json()["stations"][0]["name"] == "quiz, q: read:quiz.jsonl"
 
 
 def test_what_a_disguise_hides_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +114,12 @@ def test_block_lists_that_take_several_entries(tmp_path: Path) -> None:
     assert not blocked.blocks("casino casino") and blocked.blocks("casino, roulette")
     words = compile_words([f"word{number}" for number in range(3000)])
     assert words is not None and words.search("a word2999 b") and not words.search("a word3000 b")
+
+
+def test_an_entry_as_long_as_a_page_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("casino\n" + "x" * 1500)
+    with pytest.raises(ConfigError, match="1,500 characters is too long"):
+        load([BlocklistConfig(name="games", words="words.txt")], tmp_path)
 
 
 @pytest.mark.parametrize("content, message", [(None, "nothing is found at “words.txt”"), ("# nothing\n", "no entry")])

@@ -118,3 +118,12 @@ def test_links_in_a_circle_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "a" / "other").symlink_to(tmp_path / "elsewhere")
     assert [file.label for file in locate("a", tmp_path)] == ["a/b/x.txt"]
     assert [file.label for file in locate("a/**/*.txt", tmp_path)] == ["a/b/x.txt", "a/other/x.txt"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its names are always UTF-8")
+def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path) + b"/a\xff.txt", "wb") as file:
+        file.write(b"text")
+    for path in (str(tmp_path), str(tmp_path / "*.txt")):
+        with pytest.raises(ConfigError, match=r"xff.txt' is not UTF-8\n +Rename it"):
+            locate(path, tmp_path)

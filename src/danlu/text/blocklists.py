@@ -35,6 +35,7 @@ class BlocklistConfig(Config):
         return self
 
 
+LONGEST = 200  # characters of an entry
 _LINK = re.compile(r"(?:https?://|//|\bwww\.|(?<![\w@.-]))((?:[\w-]+\.)+[a-z]{2,24})((?:/[^\s<>\"'，。）】]*)?)")
 
 
@@ -123,6 +124,10 @@ def _entries(path: str, base: Path) -> list[str]:
             raise ConfigError(f"the block list cannot be read: {error}", where=file.label,
                               hint="It is a text file in UTF-8, one entry a line.") from error
     found = [entry for line in lines if (entry := line.split("#")[0].strip())]
+    for entry in found:
+        if len(entry) > LONGEST:
+            raise ConfigError(f"an entry of {len(entry):,} characters is too long: “{entry[:40]}…”", where=path,
+                              hint=f"Entries are words, phrases and sites of at most {LONGEST} characters.")
     if not found:
         raise ConfigError("the block list has no entry", where=path, hint="It is a text file, one entry a line.")
     return found

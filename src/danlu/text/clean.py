@@ -192,6 +192,9 @@ def _judged(text: str, config: CleanConfig, aids: Aids) -> Cleaned:
     if config.pii is not None:
         before = text
         text, found = mask(text, config.pii)
+        text = text.strip("\n")  # a mask can be nothing
+        if not text.strip():
+            return Cleaned(None, "empty", spoken)
         notes.update({f"pii_{kind}": count for kind, count in found.items()})
         changes["pii"] = _size(text) - _size(before) if found else 0
     return Cleaned(text, None, spoken, changes, notes, {**_quality(text, score, config), **likeness.quality})

@@ -1,6 +1,6 @@
 """The items of evaluation sets that a corpus must not hold: read as a corpus's sources are, kept once a process.
 
-    items = read_items(config, base)            # {"arc": ["Which of these …", …]}
+    items = read_items(config, base, ledger)    # {"arc": ["Which of these …", …]}
     index_of(config, base).found(text)
 """
 
@@ -13,14 +13,18 @@ from danlu.text.decontaminate import Contamination, DecontaminateConfig
 from danlu.text.read import SourceConfig, read_documents
 
 
-def read_items(config: DecontaminateConfig, base: Path) -> dict[str, list[str]]:
-    """By set, its items: each field of a row by itself, and each line of plain text. DataError where a set has none."""
+def read_items(config: DecontaminateConfig, base: Path, ledger: Ledger) -> dict[str, list[str]]:
+    """By set, its items: each field of a row by itself, and each line of plain text. DataError where a set has none.
+
+    The ledger gets the stations of each set's reading, with what was refused and is not looked for.
+    """
     items: dict[str, list[str]] = {}
     for part in config.sets:
         found = items.setdefault(part.name, [])
         for field in part.fields or [""]:
-            source = SourceConfig(path=part.path, field=field or None, document="line")
-            found += [document.text for document in read_documents(source, base, Ledger())]
+            source, book = SourceConfig(path=part.path, field=field or None, document="line"), Ledger()
+            found += [document.text for document in read_documents(source, base, book)]
+            ledger.absorb(book, f"{part.name}{f', {field}' if field else ''}: ")
         if not found:
             raise DataError(f"the evaluation set “{part.name}” has no items", where=part.path)
     return items
@@ -34,4 +38,4 @@ def index_of(config: DecontaminateConfig, base: Path) -> Contamination:
 @lru_cache(maxsize=1)
 def _index(settings: str, base: Path) -> Contamination:
     config = DecontaminateConfig.model_validate_json(settings)
-    return Contamination(read_items(config, base), config)
+    return Contamination(read_items(config, base, Ledger()), config)

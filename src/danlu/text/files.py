@@ -13,6 +13,7 @@ import glob
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -88,6 +89,9 @@ def locate(path: str, base: Path, suffixes: tuple[str, ...] = ALL_SUFFIXES) -> l
         found = _below(root, inside, suffixes)
         if found:
             prefix = plain.anchor if plain.is_absolute() else ""
+            for label, file in found:
+                if any("\ud800" <= character <= "\udfff" for character in label):  # bytes that are no text
+                    raise ConfigError(f"the name of the file {os.fsencode(file)!r} is not UTF-8", hint="Rename it.")
             return [Located(file, prefix + label) for label, file in found]
     raise ConfigError(f"nothing is found at “{path}”", hint=_hint(roots, inside, suffixes))
 

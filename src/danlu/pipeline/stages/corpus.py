@@ -189,7 +189,7 @@ def _measure_recall(config: DecontaminateConfig, context: Context, spool: Spool,
     """Plants items of the evaluation sets in documents that stay, and notes how many are found."""
     places = np.flatnonzero(chosen.stays)
     carriers = spool.documents(places[:: max(len(places) // CARRIERS, 1)][:CARRIERS].tolist())
-    found = measure_recall(read_items(config, context.base), [document.text for document in carriers], config)
+    found = measure_recall(read_items(config, context.base, ledger), [document.text for document in carriers], config)
     for name, recall in found.items():
         station = ledger.station("decontaminate")
         station.note(f"{name}: planted items that were found, of {recall.planted:,}", rows=recall.found)
