@@ -1,5 +1,7 @@
 """A tiny random chat model in a folder, as a finished step would leave it, for tests of measuring and of talking."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -32,3 +34,16 @@ def make_folder(folder: Path, seed: int = 0, positions: int = POSITIONS, width: 
 def tiny_loaded() -> Loaded:
     """One such model, opened; shared by all tests, which leave it as it is."""
     return load_model(make_folder(Path(mkdtemp())))
+
+
+@contextmanager
+def filled(weight: torch.Tensor, value: float) -> Iterator[None]:
+    """A weight of a shared model that is one number everywhere, until the end of the block."""
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_chat import POSITIONS, TEXTS, tiny_loaded
+from tiny_chat import POSITIONS, TEXTS, filled, tiny_loaded
 
 from danlu.core.errors import DataError
 from danlu.evals.choices import Item
@@ -101,16 +101,10 @@ def test_a_cloze_is_right_where_greedy_decoding_gives_it() -> None:
 def test_by_hand_a_model_that_knows_nothing_prefers_few_tokens_and_tokens_of_many_bytes() -> None:
     loaded = tiny_loaded()
     weight = loaded.lm.get_output_embeddings().weight
-    kept = weight.detach().clone()
-    with torch.no_grad():
-        weight.zero_()
-    try:
+    with filled(weight, 0.0):
         codec, price = Codec(loaded.tokenizer), math.log(len(weight))
         item = Item(("dog.",), (" q", " The quick brown fox"), 0, "s", "h")
         [found] = score_items(loaded.root, loaded.tokenizer, [item]).values()
-    finally:
-        with torch.no_grad():
-            weight.copy_(kept)
     counts = [len(codec.encode_plain([text])[0]) for text in item.continuations]
     assert found.sums == pytest.approx([-price * count for count in counts])
     assert counts[0] < counts[1] and counts[0] / len("q") > counts[1] / len("The quick brown fox")
@@ -120,15 +114,9 @@ def test_by_hand_a_model_that_knows_nothing_prefers_few_tokens_and_tokens_of_man
 def test_acc_norm_divides_by_bytes_and_not_by_characters() -> None:
     loaded = tiny_loaded()
     weight = loaded.lm.get_output_embeddings().weight
-    kept = weight.detach().clone()
-    with torch.no_grad():
-        weight.zero_()
-    try:
+    with filled(weight, 0.0):
         item = Item(("dog.",), ("，。", " abcdefgh"), 0, "s", "b")
         [found] = score_items(loaded.root, loaded.tokenizer, [item]).values()
-    finally:
-        with torch.no_grad():
-            weight.copy_(kept)
     one, other = (-total / math.log(len(weight)) for total in found.sums)  # numbers of tokens
     assert one / 6 < other / 8 < one / 2, "by bytes the first is cheaper, by characters the second would be"
     assert found.norm_right
@@ -179,12 +167,5 @@ def test_rows_by_hand() -> None:
 def test_numbers_that_are_not_finite_are_no_result() -> None:
     loaded = tiny_loaded()
     weight = loaded.lm.model.norm.weight
-    kept = weight.detach().clone()
-    with torch.no_grad():
-        weight.fill_(math.nan)
-    try:
-        with pytest.raises(DataError, match="q: the model gives an answer no probability"):
-            score_items(loaded.root, loaded.tokenizer, [QUESTION])
-    finally:
-        with torch.no_grad():
-            weight.copy_(kept)
+    with filled(weight, math.nan), pytest.raises(DataError, match="q: the model gives an answer no probability"):
+        score_items(loaded.root, loaded.tokenizer, [QUESTION])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_chat import POSITIONS, TEXTS, tiny_loaded
+from tiny_chat import POSITIONS, TEXTS, filled, tiny_loaded
 
 from danlu.core.errors import DataError
 from danlu.core.records import Document
@@ -81,15 +81,9 @@ def test_long_documents_micro_batches_and_padding_change_nothing() -> None:
 def test_a_model_that_knows_nothing_needs_log2_of_its_vocabulary_per_token() -> None:
     loaded = tiny_loaded()
     weight = loaded.lm.get_output_embeddings().weight
-    kept = weight.detach().clone()
-    with torch.no_grad():
-        weight.zero_()
-    try:
+    with filled(weight, 0.0):
         document = Document("花落知多少 <|end|> 12", "s", "1")
         scores = score_documents(loaded.root, loaded.tokenizer, [document], context=16)
-    finally:
-        with torch.no_grad():
-            weight.copy_(kept)
     # what looks like a special token is scored as the text that it is
     assert scores[0].num_tokens > len("<|end|>") and scores[0].exact
     assert scores[0].bits == pytest.approx(scores[0].num_tokens * math.log2(len(weight)), rel=1e-6)
@@ -98,15 +92,8 @@ def test_a_model_that_knows_nothing_needs_log2_of_its_vocabulary_per_token() -> 
 def test_numbers_that_are_not_finite_are_no_result() -> None:
     loaded = tiny_loaded()
     weight = loaded.lm.model.norm.weight
-    kept = weight.detach().clone()
-    with torch.no_grad():
-        weight.fill_(math.nan)
-    try:
-        with pytest.raises(DataError, match="d7: the model gives this text no probability"):
-            score_documents(loaded.root, loaded.tokenizer, [Document("花落", "s", "d7")], context=16)
-    finally:
-        with torch.no_grad():
-            weight.copy_(kept)
+    with filled(weight, math.nan), pytest.raises(DataError, match="d7: the model gives this text no probability"):
+        score_documents(loaded.root, loaded.tokenizer, [Document("花落", "s", "d7")], context=16)
 
 
 def test_totals() -> None:
@@ -204,15 +191,9 @@ def test_losses_in_all_units_by_hand() -> None:
 def test_a_token_counts_in_the_block_in_which_it_begins() -> None:
     loaded = tiny_loaded()
     weight = loaded.lm.get_output_embeddings().weight
-    kept = weight.detach().clone()
     text = "ab" * 600 + "The quick brown fox jumps over the lazy dog. " * 50
-    with torch.no_grad():
-        weight.zero_()
-    try:
+    with filled(weight, 0.0):
         [score] = score_documents(loaded.root, loaded.tokenizer, [Document(text, "s", "1")], context=POSITIONS)
-    finally:
-        with torch.no_grad():
-            weight.copy_(kept)
     offsets = loaded.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     starts = [start for start, _ in offsets]
     counts = [sum(block * 1000 <= start < (block + 1) * 1000 for start in starts) for block in range(-(-len(text) // 1000))]

@@ -2,8 +2,11 @@
 
 import hashlib
 import io
+import os
+import signal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -32,3 +35,25 @@ def run(base: Path, work: str, size: int, **keys) -> dict:
 
 def hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def run_killed(base: Path, owner: Any, name: str, nth: int, size: int, **keys) -> None:
+    """Runs the stage into `killed` in a process that is killed when it calls `owner.name` for the nth time; then empties
+    the work folder, as the pipeline does, but not what is kept beside it."""
+    child = os.fork()
+    if not child:
+        calls, original = 0, vars(owner)[name]
+
+        def dies(*args, **others):
+            nonlocal calls
+            calls += 1
+            if calls == nth:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **others)
+
+        setattr(owner, name, dies)
+        run(base, "killed", size, **keys)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    for path in (base / "killed").iterdir():
+        path.unlink()

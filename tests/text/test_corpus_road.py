@@ -1,14 +1,12 @@
 """The corpus's road at scale: workers, splits and kills change no byte; near duplicates go only beside one that stays."""
 
 import json
-import os
 import random
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus_runs import hashes, run
+from corpus_runs import hashes, run, run_killed
 
 from danlu.core.ledger import Ledger
 from danlu.core.records import Document
@@ -62,23 +60,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(base: Path, place: str) ->
     what, nth = place.split()
     owner, name = {"write": (CorpusWriter, "write"), "finish": (spool, "write_atomic"), "shard": (shards, "write_atomic"),
                    "ledger": (Ledger, "save")}[what]
-    child = os.fork()
-    if not child:
-        calls, original = 0, vars(owner)[name]
-
-        def dies(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls == int(nth):
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **kwargs)
-
-        setattr(owner, name, dies)
-        run(base, "killed", 2000)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    for path in (base / "killed").iterdir():
-        path.unlink()  # as the pipeline does: the work folder is made anew, what is kept beside it is not
+    run_killed(base, owner, name, int(nth), 2000)
     done = {path: path.stat().st_mtime_ns for path in (base / "killed.keep").glob("*.json")}
     run(base, "killed", 2000)
     assert hashes(base / "killed") == hashes(base / "whole")

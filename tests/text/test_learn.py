@@ -1,14 +1,12 @@
 """What a corpus learns before it is cleaned: lines that its documents share, and how far they are from good text."""
 
 import json
-import os
 import random
-import signal
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from corpus_runs import hashes, run
+from corpus_runs import hashes, run, run_killed
 from pydantic import ValidationError
 
 from danlu.core.errors import DataError
@@ -120,23 +118,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(base: Path, place: str) ->
     what, nth = place.split()
     owner, name = {"count": (learn, "finish_split"), "found": (learn, "write_atomic"), "unlink": (Path, "unlink"),
                    "model": (learn, "sync"), "learned": (learn.Ledger, "state"), "clean": (spool, "finish_split")}[what]
-    child = os.fork()
-    if not child:
-        calls, original = 0, vars(owner)[name]
-
-        def dies(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls == int(nth):
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **kwargs)
-
-        setattr(owner, name, dies)
-        run(base, "killed", 900, clean=BOTH, **KEYS)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    for path in (base / "killed").iterdir():
-        path.unlink()
+    run_killed(base, owner, name, int(nth), 900, clean=BOTH, **KEYS)
     run(base, "killed", 900, clean=BOTH, **KEYS)
     assert hashes(base / "killed") == hashes(base / "whole")
 
