@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from danlu.core.errors import ConfigError
 from danlu.text import langid, simplified
 from danlu.text.clean import CleanConfig, clean, language, normalize, repeated_share
+from danlu.text.dedup import fingerprint
 
 
 @pytest.mark.parametrize("before, after", [
@@ -28,6 +29,16 @@ def test_normal_form(before: str, after: str) -> None:
 
 def test_nfkc_makes_full_width_plain() -> None:
     assert normalize("１２Ａ，", "NFKC") == "12A,"
+
+
+def test_endless_marks_are_cut_and_take_no_time() -> None:
+    """To bring n marks into their order takes n² steps: a million of them a quarter of an hour."""
+    once = normalize("a" + "\u0301\u0316" * 500_000 + "b\u0301")
+    assert once == "á" + "\u0316" * 15 + "\u0301" * 14 + "b\u0301"
+    assert normalize(once) == once
+    text = "f" + "\u0344" * 30  # each is two marks in the normal form
+    assert normalize(text) == normalize(normalize(text)) == "f" + "\u0308\u0301" * 15
+    assert fingerprint(text * 20_000) != fingerprint("f")
 
 
 MARKS = " \t\r\n\u200b\u0301e\u3000\ufeff\u2028\x85\xa0"

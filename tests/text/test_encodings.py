@@ -54,6 +54,18 @@ def test_single_lines_in_another_encoding(tmp_path: Path) -> None:
         len(text.encode()) - len(text.encode(codec)) for text, codec in ((ZH, "gb18030"), (TW, "big5"), (FR, "cp1252")))
 
 
+@pytest.mark.parametrize("codec, text", [("gb18030", ZH), ("big5", TW), ("cp1252", FR)])
+def test_lines_of_utf_8_in_a_file_that_is_not(tmp_path: Path, codec: str, text: str) -> None:
+    """浣犲ソ is what UTF-8 says in GB18030, without a mistake. The first two characters of 联通 are UTF-8 by chance."""
+    by_chance = "联通\n" if codec == "gb18030" else ""
+    data = (text * 4000 + by_chance).encode(codec) + (ZH * 3).encode() + text.encode(codec) + ZH.encode()[:-1]
+    found, ledger = read(tmp_path, "a.txt", data)
+    assert found == text * 4000 + by_chance + ZH * 3 + text + ZH[:-1]
+    assert ledger.station("read:a.txt").notes["lines decoded as UTF-8"] == 4
+    row = json.dumps({"text": text * 9000}, ensure_ascii=False) + "\n"  # a line longer than what is read at a time
+    assert len(row) > SAMPLE and read(tmp_path, "b.jsonl", row.encode(codec))[0] == text * 9000
+
+
 def test_one_bad_byte_costs_one_line_whatever_the_encoding(tmp_path: Path) -> None:
     found, ledger = read(tmp_path, "a.txt", ZH.encode() * 3 + "分久\n".encode()[:-1] + b"\xff\n" + ZH.encode())
     assert found == ZH * 4 and ledger.station("read:a.txt").dropped["not UTF-8"].rows == 1

@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from corpus_runs import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,9 @@ from danlu.core.errors import ConfigError, DataError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Document
 from danlu.text import pages
+from danlu.text.corpus import read_corpus
 from danlu.text.read import SourceConfig, read_documents
+from danlu.text.warc import address_of
 
 PAGE = ("<!DOCTYPE html><html><head><title>T</title></head><body><nav><a href='/'>Home</a></nav><article><h1>Furnace</h1>"
         + "".join(f"<p>Paragraph {n} of the article says that the furnace was lit in the morning and went out late.</p>"
@@ -56,6 +59,24 @@ def test_the_texts_of_a_wet_file_of_gzip_members(tmp_path: Path) -> None:
         "record of type warcinfo": 1, "record of type request": 1, "record of another type": 1,
         "neither HTML nor plain text": 1}
     assert not ledger.quarantined
+
+
+def test_a_page_of_a_blocked_site_is_dropped(tmp_path: Path) -> None:
+    """The site of the address counts, whatever the page says; its words do not."""
+    pages = {"https://sub.bad.com/a": "First page.", "https://good.org/casino": "Second page.",
+             "https://good.org/": "A link to bad.com."}
+    (tmp_path / "a.warc.wet").write_bytes(b"".join(
+        record("conversion", text.encode(), uri=uri) for uri, text in pages.items()))
+    (tmp_path / "sites.txt").write_text("bad.com\n")
+    (tmp_path / "words.txt").write_text("casino\n")
+    lists = [{"name": "games", "words": "words.txt", "urls": "sites.txt"}]
+    run(tmp_path, "made", 1 << 20, sources=[{"path": "a.warc.wet"}], clean={"blocklists": lists}, heldout=[],
+        heldout_share=0, near_dedup=None)
+    ledger = json.loads((tmp_path / "made" / "ledger.json").read_text())
+    [station] = [station for station in ledger["stations"] if station["name"] == "clean"]
+    assert station["out"]["rows"] == 1 and station["dropped"]["blocked_games"]["rows"] == 2
+    assert [document.text for document in read_corpus(tmp_path / "made", "train")] == ["Second page."]
+    assert [address_of(id) for id in ("a.jsonl:7", "a.txt#2", "a.warc:1#https://b.org/#c")] == ["", "", "https://b.org/#c"]
 
 
 def test_damage_costs_only_its_own_records(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from danlu.core.config import Config
 from danlu.core.errors import ConfigError
 from danlu.core.examples import Noise
+from danlu.core.processes import num_cores
 from danlu.pipeline.context import Input
 from danlu.tokens.codec import vocabulary_of
 from danlu.tokens.denoise import MASKS, FillInMiddle, Infilling, Masked, SpanCorruption, num_spans
@@ -162,13 +163,15 @@ def document_encoder(settings: Any, tokenizer: Any) -> "Encoder | FramedEncoder"
     from danlu.tokens.framed import FramedEncoder
 
     if settings.kind == "causal":
-        encoder = Encoder(tokenizer, settings.cutoff_len - (3 if settings.fim_rate else 0))  # room for three tokens more
+        room = settings.cutoff_len - (3 if settings.fim_rate else 0)  # for three tokens more
+        encoder = Encoder(tokenizer, room, workers=settings.workers or num_cores())
         encoder.check(dialogues=False)
         return encoder
     words: Literal["own", "jieba"] | None = None
     if settings.whole_word_mask:
         words = "jieba" if settings.whole_word_mask == "jieba" else "own"
-    return FramedEncoder(tokenizer, settings.cutoff_len, words=words, sentences=settings.stored()["sentences"])
+    return FramedEncoder(tokenizer, settings.cutoff_len, words=words, sentences=settings.stored()["sentences"],
+                         workers=settings.workers or num_cores())
 
 
 def shape_note(config: Any, kind: str) -> str:

@@ -9,7 +9,6 @@ of its subdomains, and an entry with a path only what lies under it.
 """
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pydantic import Field, model_validator
 
 from danlu.core.config import Config
 from danlu.core.errors import ConfigError
+from danlu.text.characters import compose
 from danlu.text.files import locate
 
 
@@ -40,7 +40,7 @@ _LINK = re.compile(r"(?:https?://|//|\bwww\.|(?<![\w@.-]))((?:[\w-]+\.)+[a-z]{2,
 
 
 def _plain(text: str) -> str:
-    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    return text.lower() if text.isascii() else compose(text, "NFKC").casefold()
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Blocklist:
         """The reason in the ledger."""
         return f"blocked_{self.name}"
 
-    def found(self, text: str) -> list[str]:
-        """The different entries that a text has, in order, at most `min_count`."""
+    def found(self, text: str, address: str = "") -> list[str]:
+        """The different entries that a text has, in order, at most `min_count`; in the address only sites count."""
         entries: dict[str, None] = {}
         plain = _plain(text)
         if self.words is not None:
@@ -66,8 +66,8 @@ class Blocklist:
                 entries.setdefault(match[0])
                 if len(entries) >= self.min_count:
                     return list(entries)
-        if self.sites and "." in plain:
-            for match in _LINK.finditer(plain):
+        if self.sites and "." in (linked := f"{_plain(address)} {plain}"):
+            for match in _LINK.finditer(linked):
                 entry = self._site(match[1], match[2])
                 if entry is not None:
                     entries.setdefault(entry)
@@ -75,9 +75,9 @@ class Blocklist:
                         break
         return list(entries)
 
-    def blocks(self, text: str) -> bool:
-        """Whether a text has as many different entries as it takes."""
-        return len(self.found(text)) >= self.min_count
+    def blocks(self, text: str, address: str = "") -> bool:
+        """Whether a text, with the address of its page, has as many different entries as it takes."""
+        return len(self.found(text, address)) >= self.min_count
 
     def _site(self, host: str, path: str) -> str | None:
         labels = host.removeprefix("www.").split(".")

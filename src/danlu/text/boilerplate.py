@@ -16,7 +16,6 @@ The runs are then added up one range of hashes after the other, so that memory h
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 from pydantic import Field
 
 from danlu.core.config import Config
+from danlu.text.characters import compose
 
 LINE = np.dtype([("key", "<u8"), ("documents", "<u4"), ("first", "<i8")])  # first: the first document that has the line
 RUN = 1 << 20  # lines of documents that are sorted together
@@ -46,7 +46,7 @@ def line_key(line: str, min_chars: int) -> int | None:
     plain = line.strip()
     if len(plain) < min_chars:
         return None
-    plain = plain.lower() if plain.isascii() else unicodedata.normalize("NFKC", plain).casefold()
+    plain = plain.lower() if plain.isascii() else compose(plain, "NFKC").casefold()
     plain = _DIGITS.sub("0", " ".join(plain.split()))
     return int.from_bytes(hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 

@@ -12,13 +12,16 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
+from typing import Literal
 
 import numpy as np
+import regex
 
 BLANK, SYMBOL, LETTER, NUMBER, MARK, SINGLE = range(6)
 NUM_KINDS = 6
 TOP = 0x33480  # no letter has a code point beyond the extensions of Han
 SINGLES = ((0x3040, 0x30ff), (0x3400, 0x4dbf), (0x4e00, 0x9fff), (0xf900, 0xfaff), (0x20000, 0x33479))
+MARKS = 30  # combining marks in a row that stay: no word has as many (Unicode's annex 15, stream-safe text)
 BLOCK = 1 << 20  # characters of a text whose units are found together
 _BLANK = re.compile(r"[ \n]")
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U00033479"  # for a class in a regular expression
@@ -87,6 +90,16 @@ def units(text: str) -> np.ndarray:
     return units_and_singles(text)[0]
 
 
+_MANY_MARKS = regex.compile(rf"(\P{{ccc=0}}{{{MARKS}}})\P{{ccc=0}}+")
+
+
+def compose(text: str, form: Literal["NFC", "NFKC"]) -> str:
+    """The text in that form; of combining marks in a row it keeps MARKS: to order n of them takes n² steps."""
+    if text.isascii():
+        return text
+    return _MANY_MARKS.sub(r"\1", unicodedata.normalize(form, _MANY_MARKS.sub(r"\1", text)))
+
+
 def units_and_singles(text: str) -> tuple[np.ndarray, np.ndarray]:
     """uint64 [units] as `units` gives them, and bool [units]: which of them are single characters."""
     found = [_units_and_singles(block) for block in _blocks(text)]
@@ -103,9 +116,7 @@ def _blocks(text: str) -> Iterator[str]:
 
 
 def _units_and_singles(text: str) -> tuple[np.ndarray, np.ndarray]:
-    plain = text.lower()
-    if not text.isascii():
-        plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    plain = text.lower() if text.isascii() else compose(compose(text, "NFKC").casefold(), "NFKC")
     codes = codes_of(plain)
     kinds = kinds_of(codes)
     solid = kinds >= LETTER

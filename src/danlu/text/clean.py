@@ -11,7 +11,6 @@ masking of personal data. The first rule that fails names the reason.
 """
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -21,7 +20,7 @@ from pydantic import Field, model_validator
 from danlu.core.config import Config
 from danlu.text.blocklists import Blocklist, BlocklistConfig
 from danlu.text.boilerplate import Boilerplate, BoilerplateConfig
-from danlu.text.characters import BLANK, HAN, LETTER, NUMBER, SINGLE, kind_counts
+from danlu.text.characters import BLANK, HAN, LETTER, NUMBER, SINGLE, compose, kind_counts
 from danlu.text.langid import LangidConfig, identify, language
 from danlu.text.ngram import CharNgram, PerplexityConfig
 from danlu.text.pii import PiiConfig, mask
@@ -120,8 +119,7 @@ _HAN = re.compile(f"[{HAN}]+")
 def normalize(text: str, form: Literal["NFC", "NFKC"] = "NFC") -> str:
     """The normal form; doing it twice changes nothing. Joiners inside emoji and Indic or Persian words are kept."""
     text = _INVISIBLE.sub("", _LINE_ENDS.sub("\n", text))
-    if not unicodedata.is_normalized(form, text):
-        text = unicodedata.normalize(form, text)
+    text = compose(text, form)
     text = "\n".join(line.rstrip() for line in text.split("\n"))
     return _EMPTY_LINES.sub("\n\n", text).strip("\n")
 
@@ -139,8 +137,8 @@ def normal_form(text: str, config: CleanConfig) -> str:
     return simplify(text) if config.simplified else text
 
 
-def clean(text: str, config: CleanConfig, aids: Aids = Aids()) -> Cleaned:
-    """Normalises a text and applies the rules of the recipe."""
+def clean(text: str, config: CleanConfig, aids: Aids = Aids(), address: str = "") -> Cleaned:
+    """Normalises a text, which is that of the page at `address`, and applies the rules of the recipe."""
     came = _size(text)
     text = normal_form(text, config)
     changes = {"normalised": _size(text) - came}
@@ -151,7 +149,7 @@ def clean(text: str, config: CleanConfig, aids: Aids = Aids()) -> Cleaned:
         changes["boilerplate"] = _size(text) - _size(before)
     if framed and not text.strip():
         return Cleaned(None, "only_boilerplate", framed=framed)
-    result = _judged(text, config, aids)
+    result = _judged(text, config, aids, address)
     if result.text is None:
         return replace(result, framed=framed)
     changes, notes = {**changes, **result.changes}, {"boilerplate_lines": len(framed), **result.notes}
@@ -159,13 +157,13 @@ def clean(text: str, config: CleanConfig, aids: Aids = Aids()) -> Cleaned:
                    notes={what: count for what, count in notes.items() if count})
 
 
-def _judged(text: str, config: CleanConfig, aids: Aids) -> Cleaned:
+def _judged(text: str, config: CleanConfig, aids: Aids, address: str) -> Cleaned:
     """What the rules that look at one text make of it."""
     counts = kind_counts(text)
     solid = len(text) - counts[BLANK]
     reason = _plain_rules(text, counts, solid, config)
     if reason is None:
-        reason = next((blocked.reason for blocked in aids.lists if blocked.blocks(text)), None)
+        reason = next((blocked.reason for blocked in aids.lists if blocked.blocks(text, address)), None)
     if reason is not None:
         return Cleaned(None, reason)
     spoken, score = identify(text, config.langid)

@@ -9,10 +9,11 @@ Whole documents always; paragraphs, which boilerplate and inherited help texts r
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
+
+from danlu.text.characters import compose
 
 BLANK_LINES = re.compile(r"(\n[^\S\n]*\n\s*)")
 FIRST = -1
@@ -20,7 +21,7 @@ FIRST = -1
 
 def fingerprint(text: str) -> bytes:
     """16 bytes that are equal for texts that differ only in case, Unicode width and blanks."""
-    plain = " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().split())
+    plain = " ".join(compose(text, "NFKC").casefold().split())
     return hashlib.blake2b(plain.encode(), digest_size=16).digest()
 
 

@@ -5,7 +5,8 @@ the bytes would say: Chinese comes in runs of pairs, of which nearly all are in 
 characters (the first level of GB 2312, or of Big5), and two fifths among a hundred that every text is full of. Korean,
 Cyrillic or Thai bytes fill the tables, too, but hit upon those few in one of thirty; Japanese (EUC-JP) never has the low
 second bytes that Big5 has in every other character. The accents of Windows-1252 (Latin-1) stand alone beside plain
-letters. What is neither is not guessed.
+letters. What is neither is not guessed. A line of UTF-8 in a file of another encoding stays what it is: in that encoding it
+would be other characters, often without a mistake.
 
     with open_text(located, gate) as file:
         file.readline()                     # UTF-8, whatever the file is in
@@ -40,11 +41,15 @@ _RUN = re.compile(rb"(?:" + _PAIR + rb"){2,}")
 _HIGH_RUN = re.compile(rb"[\xc0-\xff]{%d,}" % (MAX_HIGH_RUN + 1))
 _ACCENT = re.compile(rb"[\xc0-\xd6\xd8-\xf6\xf8-\xff]")
 _IN_WORD = re.compile(rb"(?<=[A-Za-z])[\xc0-\xd6\xd8-\xf6\xf8-\xff]|[\xc0-\xd6\xd8-\xf6\xf8-\xff](?=[A-Za-z])")
+# Lines of UTF-8, of three bytes a character where pairs of other encodings could be it by chance (the first two of 联通)
+_WIDE = re.compile(rb"(?=.*[\x80-\xff])(?:[\x00-\x7f]|[\xe1-\xed\xef][\x80-\xbf]{2})+", re.S)
+_MARKED = re.compile(rb"(?=.*[\x80-\xff])(?:[\x00-\x7f]|[\xc2-\xdf][\x80-\xbf]|[\xe1-\xed\xef][\x80-\xbf]{2}|"
+                     rb"[\xf0-\xf4][\x80-\xbf]{3})+", re.S)
 _SIGN = re.compile(rb"[\x82-\x8c\x91-\x9c\xa0-\xbf]")  # quotation marks, dashes, currencies
 
 
 class _Recoded(io.RawIOBase):
-    """A stream in another encoding as one of UTF-8; bytes that say nothing there stay as they are.
+    """A stream in another encoding as one of UTF-8; lines that are UTF-8 and bytes that say nothing stay as they are.
 
     At its end the gate is told by how much the text is longer than the file, whose bytes are what came.
     """
@@ -53,7 +58,8 @@ class _Recoded(io.RawIOBase):
         self.file, self.gate, self.longer = file, gate, 0
         self.errors = "replace" if codec == "utf-16" else "surrogateescape"
         self.decoder = codecs.getincrementaldecoder(codec)(self.errors)
-        self.ready = b""
+        self.utf_8 = None if codec == "utf-16" else _MARKED if codec == "cp1252" else _WIDE
+        self.ready, self.begins = b"", True  # whether a line begins
 
     def readable(self) -> bool:
         return True
@@ -61,15 +67,32 @@ class _Recoded(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)
         while not self.ready:
-            data = self.file.read(SAMPLE)
-            self.ready = self.decoder.decode(data, final=not data).encode("utf-8", self.errors)
-            self.longer += len(self.ready) - len(data)
-            if not data:
+            size, self.ready = self._read()
+            self.longer += len(self.ready) - size
+            if not size:
                 self._settle()
                 break
         size = min(len(view), len(self.ready))
         view[:size], self.ready = self.ready[:size], self.ready[size:]
         return size
+
+    def _read(self) -> tuple[int, bytes]:
+        """Some bytes of the file: how many, and they in UTF-8. At its end the first is 0."""
+        size, parts = 0, []
+        while size < SAMPLE and (line := self.file.readline(SAMPLE)):
+            size += len(line)
+            whole = self.begins and (line.endswith(b"\n") or len(line) < SAMPLE)
+            self.begins = line.endswith(b"\n")
+            if whole and self.utf_8 is not None and self.utf_8.fullmatch(line):
+                parts.append(line)
+                if self.gate is not None:
+                    self.gate.station.note(f"lines decoded as {UTF_8}")
+            else:
+                parts.append(self._encoded(line))
+        return size, b"".join(parts) if size else self._encoded(b"")
+
+    def _encoded(self, data: bytes) -> bytes:
+        return self.decoder.decode(data, final=not data).encode("utf-8", self.errors)
 
     def _settle(self) -> None:
         if self.gate is not None:

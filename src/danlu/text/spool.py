@@ -39,6 +39,7 @@ from danlu.text.lines import Gate
 from danlu.text.minhash import NearConfig, band_keys, signature
 from danlu.text.read import SourceConfig, group_of
 from danlu.text.splits import Split, read_split
+from danlu.text.warc import address_of
 
 HASH = [("high", "<u8"), ("low", "<u8")]  # a fingerprint
 # place: of the group; language, named: numbers in the split's lists
@@ -176,7 +177,7 @@ def _cleaned(job: Job, folder: Path, gate: Gate, done: _Done) -> Iterator[Row]:
     for document in read_split(job.split, job.source, gate):
         came = document.num_bytes
         station.take(rows=1, bytes=came)
-        result = clean(document.text, job.clean, aids)
+        result = clean(document.text, job.clean, aids, address_of(document.id))
         if job.clean.boilerplate is not None:
             done.show_lines(result.framed, wanted, document, job.clean.boilerplate)
         if "perplexity" in result.quality:

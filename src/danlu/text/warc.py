@@ -51,6 +51,12 @@ class _Record:
         return f"{label}:{self.number}" + (f"#{uri}" if uri else "")
 
 
+def address_of(id: str) -> str:
+    """The address of the page that a document of this id was; "" where it was none of an archive's."""
+    _, mark, address = id.partition("#")
+    return address if mark and "://" in address else ""
+
+
 def read_warc(located: Located, gate: Gate) -> Iterator[Value]:
     """The texts of a WARC or WET file. Each record is taken as one row with its header. DataError where it is damaged."""
     number = 0

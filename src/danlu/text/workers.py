@@ -7,23 +7,15 @@ over the cluster. There every node needs danlu and the same folders.
     for number in run_jobs(partial(fill, folder=folder), jobs, workers=2): ...       # 0, 1, 2, … as they are done
 """
 
-import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from typing import Literal, TypeVar
 
 from danlu.core.errors import ConfigError, DataError
+from danlu.core.processes import in_order
 
 Engine = Literal["native", "ray"]
 Job = TypeVar("Job")
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_jobs(do: Callable[[Job], None], jobs: Sequence[Job], workers: int, engine: Engine = "native") -> Iterator[int]:
@@ -33,40 +25,9 @@ def run_jobs(do: Callable[[Job], None], jobs: Sequence[Job], workers: int, engin
     """
     if engine == "ray":
         yield from _on_ray(do, jobs, workers)
-    elif workers == 1 or len(jobs) < 2:
-        for number, job in enumerate(jobs):
-            do(job)
-            yield number
     else:
-        yield from _in_processes(do, jobs, min(workers, len(jobs)))
-
-
-def _in_processes(do: Callable[[Job], None], jobs: Sequence[Job], workers: int) -> Iterator[int]:
-    # a fresh interpreter each: a fork of a process with threads (Arrow's) may hang
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool:
-        futures = [pool.submit(do, job) for job in jobs]
-        try:
-            for number, future in enumerate(futures):
-                future.result()
-                yield number
-        except BrokenProcessPool:
-            raise DataError("a worker process was ended from outside, perhaps because memory ran out",
-                            hint="Run the same command again; `workers: 1` takes the least memory.") from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """Has this worker end with the process that started it: killed, that one can tell nobody, and the next run would find
-    workers that write into its files."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+        for number, _ in enumerate(in_order(do, jobs, min(workers, max(len(jobs), 1)))):
+            yield number
 
 
 def _on_ray(do: Callable[[Job], None], jobs: Sequence[Job], workers: int) -> Iterator[int]:

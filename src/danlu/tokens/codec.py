@@ -11,21 +11,24 @@ the parts are remembered: most words of a text have been read before.
     [row] = codec.encode([[Segment(0, "<|user|>hi<|end|>")]])
     row.ids, row.offsets          # int32 [n], int64 [n, 2]
     [ids] = codec.encode_plain(["running text"])
+
+Much text is encoded by several processes (`spread`), each with a codec of its own.
 """
 
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby, pairwise
-from typing import Any
+from itertools import chain, groupby, pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer, processors
 
 from danlu.core.artifact import digest
 from danlu.core.errors import ConfigError
+from danlu.core.processes import in_order
 from danlu.tokens.cuts import Cuts, cuts_of
 
 CHUNK = 1 << 16  # characters of running text that are encoded at once
@@ -34,6 +37,8 @@ GROUP = 1 << 16  # characters that are cut at once: few enough for the cache
 LONGEST = 64  # characters of a part that is remembered
 LINES = 64  # parts that are encoded as one text
 MOST = 1 << 19  # parts that are remembered, in some 100 MB
+LARGE = 6_000_000  # characters from which on processes pay: in the time in which they start, this one reads 2 million
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,10 @@ class Codec:
         self._ordinary = _any_of([token.content for token in added if not token.special])  # found in running text, too
         self._ids: dict[str, bytes] = {}  # of parts of running texts, int32
         self._tried = False  # whether cutting has been compared with not cutting
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process: what is remembered stays here, but not that cutting did not do."""
+        return _again, (self._source, self._tried and self._cuts is None)
 
     def _copy(self, plain: bool) -> Tokenizer:
         made = Tokenizer.from_str(self._source)
@@ -193,6 +202,33 @@ class Codec:
 
     def _chunks(self, text: str) -> Iterable[str]:
         return chunks_of(text) if self.can_cut else [text] if text else []
+
+
+def _again(source: str, never_cut: bool) -> Codec:
+    made = Codec(Tokenizer.from_str(source))
+    if never_cut:
+        made._cuts = None
+    return made
+
+
+def spread(do: Callable[[list[str]], T], batches: Iterable[list[str]], workers: int) -> Iterator[T]:
+    """do(texts) of every batch, in order; of much text only the first, and the others by so many processes."""
+    source = iter(batches)
+    if workers == 1:
+        yield from map(do, source)
+        return
+    for first in source:
+        yield do(first)
+        break
+    ahead: list[list[str]] = []
+    size = 0
+    for batch in source:
+        ahead.append(batch)
+        size += sum(map(len, batch))
+        if size > LARGE:
+            yield from in_order(do, chain(ahead, source), workers)
+            return
+    yield from map(do, ahead)
 
 
 def _any_of(texts: Sequence[str]) -> re.Pattern[str] | None:

@@ -17,7 +17,7 @@ Stations of the ledger: `render` (dialogues: rows, bytes of what was said), `tok
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import islice, tee
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -27,7 +27,7 @@ from danlu.core.examples import Branch, Example
 from danlu.core.ledger import Ledger, Station
 from danlu.core.records import Dialogue, Document, Message, bytes_of
 from danlu.tokens.chat import SPELLS_SPECIAL, Chat, Rendered, Span, reason_of
-from danlu.tokens.codec import Codec, Encoded, Segment
+from danlu.tokens.codec import Codec, Encoded, Segment, spread
 from danlu.tokens.limits import Limits, Overlong, Row, Side, TruncationMode, keep_turns, split_turns
 
 __all__ = ["Encoder", "Learn", "RewrittenHistory", "batches", "check_chat", "keep_turns", "open_stations", "pieces",
@@ -38,7 +38,7 @@ RewrittenHistory = Literal["per_turn", "error"]
 NO_WEIGHT = "no answer has a weight"  # said so by the data: counted, not quarantined
 REWEIGHTED = "an earlier answer has a weight, and the template rewrites it"  # with learn: all
 BATCH_ROWS = 1024
-BATCH_CHARACTERS = 4_000_000
+BATCH_CHARACTERS = 1_000_000
 T = TypeVar("T")
 
 
@@ -97,12 +97,13 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, cutoff_len: int, overlong: Overlong = "turns", learn: Learn = "assistant", *,
                  truncation_mode: TruncationMode = "keep_start", max_source_length: int | None = None,
-                 max_target_length: int | None = None, rewritten_history: RewrittenHistory = "per_turn") -> None:
+                 max_target_length: int | None = None, rewritten_history: RewrittenHistory = "per_turn",
+                 workers: int = 1) -> None:
         if cutoff_len < 2:
             raise ConfigError(f"cutoff_len {cutoff_len} leaves no room to learn anything", hint="Use 2 or more.")
         self.tokenizer, self.cutoff_len, self.learn = tokenizer, cutoff_len, learn
         self.limits = Limits(cutoff_len, overlong, truncation_mode, max_source_length, max_target_length)
-        self.rewritten_history = rewritten_history
+        self.rewritten_history, self.workers = rewritten_history, workers
         self.codec = Codec(tokenizer)
 
     @cached_property
@@ -126,9 +127,10 @@ class Encoder:
         """The examples of many documents, in their order, tokenised in batches."""
         first, last = self._ends_of_document()
         open_stations(ledger, ("tokenize", "overlong", "learn"))
-        for batch in batches(documents, lambda document: len(document.context) + len(document.text)):
-            plain = [document for document in batch if not document.context]
-            learned = iter(self.codec.encode_plain([document.text for document in plain]))
+        found, again = tee(batches(documents, lambda document: len(document.context) + len(document.text)))
+        texts = ([document.text for document in batch if not document.context] for batch in again)
+        for batch, ids_of in zip(found, spread(self.codec.encode_plain, texts, self.workers), strict=True):
+            learned = iter(ids_of)
             behind = iter(self._behind_context([document for document in batch if document.context]))
             for document in batch:
                 ids, weights = next(behind) if document.context else (next(learned), None)

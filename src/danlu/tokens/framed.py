@@ -15,7 +15,7 @@ Stations of the ledger: `tokenize` (rows, bytes in and tokens out), `frame` (pie
 
 import re
 from collections.abc import Iterable, Iterator
-from itertools import chain, pairwise
+from itertools import chain, pairwise, tee
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from danlu.core.errors import ConfigError
 from danlu.core.examples import Branch, Example
 from danlu.core.ledger import Ledger
 from danlu.core.records import Document
-from danlu.tokens.codec import Codec, backend_of
+from danlu.tokens.codec import Codec, spread
 from danlu.tokens.denoise import SENTENCE, WORD
 from danlu.tokens.encode import batches, open_stations
 from danlu.tokens.labelled import Form
@@ -41,23 +41,26 @@ class FramedEncoder:
     cutoff_len  tokens of the longest piece with its frame
     words       how whole words are told apart; None: not at all
     sentences   whether sentences are
+    workers     processes that encode, where there is much
     """
 
-    def __init__(self, tokenizer: Any, cutoff_len: int, *, words: Words | None = None, sentences: bool = False) -> None:
+    def __init__(self, tokenizer: Any, cutoff_len: int, *, words: Words | None = None, sentences: bool = False,
+                 workers: int = 1) -> None:
         self.tokenizer, self.codec = tokenizer, Codec(tokenizer)
         self.before, self.after = (np.array(ids, np.int32) for ids in Form.of(tokenizer).one)
         self.room = cutoff_len - len(self.before) - len(self.after)
-        self.words, self.sentences = words, sentences
+        self.workers = workers
         if self.room < 1:
             raise ConfigError(f"cutoff_len {cutoff_len} leaves no room between the special tokens", key="cutoff_len")
-        self._cut_words = chinese_words() if words == "jieba" else None
-        self._is_split = backend_of(tokenizer).pre_tokenizer is not None
+        self._words = _Words(self.codec, words, sentences)
 
     def documents(self, documents: Iterable[Document], ledger: Ledger) -> Iterator[Example]:
         """The examples of many documents, in their order, tokenised in batches."""
         open_stations(ledger, ("tokenize", "frame"))
-        for batch in batches(documents, lambda document: len(document.text)):
-            for document, (ids, columns) in zip(batch, self._encode([document.text for document in batch]), strict=True):
+        found, again = tee(batches(documents, lambda document: len(document.text)))
+        texts = ([document.text for document in batch] for batch in again)
+        for batch, encoded in zip(found, spread(self._words.read, texts, self.workers), strict=True):
+            for document, (ids, columns) in zip(batch, encoded, strict=True):
                 yield from self._pieces(document, ids, columns, ledger)
 
     def _pieces(self, document: Document, ids: np.ndarray, columns: dict[str, np.ndarray], ledger: Ledger
@@ -88,7 +91,17 @@ class FramedEncoder:
     def _framed(self, column: np.ndarray, outside: int) -> np.ndarray:
         return np.pad(column.astype(np.float32), (len(self.before), len(self.after)), constant_values=outside)
 
-    def _encode(self, texts: list[str]) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
+
+class _Words:
+    """Encodes texts, and numbers the words and sentences of their tokens; may be sent to another process."""
+
+    def __init__(self, codec: Codec, words: Words | None, sentences: bool) -> None:
+        self.codec, self.words, self.sentences = codec, words, sentences
+        if words == "jieba":
+            chinese_words()  # raises where there is none
+        self._is_split = codec.special.pre_tokenizer is not None
+
+    def read(self, texts: list[str]) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """The ids of each text, and its columns."""
         if self.words is None and not self.sentences:
             return [(ids, {}) for ids in self.codec.encode_plain(texts)]
@@ -114,8 +127,9 @@ class FramedEncoder:
         else:
             begins = np.cumsum([token.startswith(SPACE) for token in encoding.tokens])
             keys = [(-1, int(word)) for word in begins]
-        if self._cut_words is not None:
-            words = list(chain.from_iterable(_spans(run, self._cut_words) for run in HAN.finditer(text)))
+        if self.words == "jieba":
+            cut = chinese_words()
+            words = list(chain.from_iterable(_spans(run, cut) for run in HAN.finditer(text)))
             starts = np.array([start for start, _ in words], np.int64)
             for place, at in enumerate(last):
                 found = int(np.searchsorted(starts, at, side="right")) - 1

@@ -30,6 +30,7 @@ from danlu.core.artifact import Artifact
 from danlu.core.config import Config, free
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.ledger import Ledger
+from danlu.core.processes import num_cores
 from danlu.core.terminal import visible
 from danlu.pipeline.context import DOCSTRINGS, FILES, Amount, Context, Forecast, Input, Reference
 from danlu.pipeline.corpus_report import REPORT, report_of, write_report
@@ -44,7 +45,7 @@ from danlu.text.select import Chosen, merge, road, select
 from danlu.text.shards import plan_shards, write_shard
 from danlu.text.splits import plan_splits
 from danlu.text.spool import Job, Spool, fill, is_done
-from danlu.text.workers import Engine, num_cores, run_jobs
+from danlu.text.workers import Engine, run_jobs
 
 if TYPE_CHECKING:
     from rich.console import Console

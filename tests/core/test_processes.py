@@ -1,17 +1,18 @@
-"""Worker processes: errors in order, and none outlives the process that started it."""
+"""Jobs in several processes: in order, not all at once, errors in order, and none outlives the process that started it."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from danlu.core.errors import DataError
-from danlu.text.workers import run_jobs
+from danlu.core.processes import AHEAD, in_order
 
 
 def leave_a_name(number: int, folder: Path) -> None:
@@ -24,10 +25,40 @@ def fail(number: int) -> None:
     raise DataError(f"job {number} went wrong")
 
 
+def whose(number: int) -> tuple[int, int]:
+    return number, os.getpid()
+
+
+def end(number: int) -> None:
+    os._exit(1)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_first_jobs_error_is_raised(workers: int) -> None:
     with pytest.raises(DataError, match="job 0 went wrong"):
-        list(run_jobs(fail, [0, 1, 2], workers))
+        list(in_order(fail, [0, 1, 2], workers))
+
+
+def test_results_come_in_order_and_jobs_are_not_asked_for_all_at_once() -> None:
+    asked = 0
+
+    def jobs() -> Iterator[int]:
+        nonlocal asked
+        for number in range(100):
+            asked += 1
+            yield number
+
+    found = []
+    for number, process in in_order(whose, jobs(), 2):
+        assert process != os.getpid()
+        assert asked <= len(found) + 2 * AHEAD + 1
+        found.append(number)
+    assert found == list(range(100)) and list(in_order(whose, [7], 1)) == [(7, os.getpid())]
+
+
+def test_a_worker_that_is_ended_is_told_of() -> None:
+    with pytest.raises(DataError, match="ended from outside"):
+        list(in_order(end, [0, 1], 2))
 
 
 def is_alive(number: int) -> bool:
@@ -56,4 +87,4 @@ def test_no_worker_outlives_a_killed_run(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    list(run_jobs(partial(leave_a_name, folder=Path(sys.argv[1])), [0, 1, 2, 3], 2))
+    list(in_order(partial(leave_a_name, folder=Path(sys.argv[1])), [0, 1, 2, 3], 2))
