@@ -233,12 +233,22 @@ def test_passes_and_num_train_epochs_exclude_each_other() -> None:
         MixConfig(epochs={"a": 1}).check_length(None, True)
 
 
+def test_a_source_with_brackets_in_its_name_is_meant_by_it(tmp_path: Path) -> None:
+    examples = [Example([1], [Branch(np.full(3, 3))], name, "c", f"{name}{number}")
+                for number in range(4) for name in ("zh[1].txt", "en.txt")]
+    write_examples(tmp_path, examples, VOCAB)
+    config = MixConfig(by="source", shares={"zh[1].txt": 0.5, "e*": 0.5})
+    account = share_account(loader_of(config, ExampleStore(tmp_path), steps=2, size=4), config, 2)
+    assert {row["name"]: row["tokens"] for row in account["groups"]} == {"zh[1].txt": 12, "e*": 12}
+
+
 @pytest.mark.parametrize(("values", "message"), [
     ({}, "a mix needs shares, epochs, a temperature, phases or buckets"),
     ({"shares": {"a": 0.7, "b": 0.2}}, "these sum to 0.9"),
     ({"shares": {"a": 1.1, "b": -0.1}}, "greater than or equal to 0"),
     ({"shares": {"a": 1}, "epochs": {"a": 1}}, "shares and epochs cannot both be set"),
     ({"epochs": {"a": 0}}, "leave nothing to train on"),
+    ({"epochs": {"a": float("inf")}}, "finite number"), ({"shares": {"a": float("nan")}}, "finite number"),
     ({"temperature": 0.7}, "an exponent of 0.7 is a temperature of 1.43"),
     ({"phases": [{"shares": {"a": 1}}, {"shares": {"a": 1}}]}, "only the last phase may leave out"),
     ({"phases": [{"shares": {"a": 1}, "steps": 1, "ratio": 0.1}]}, "steps and ratio cannot both"),

@@ -42,6 +42,8 @@ LETTERED = "Which is warm?\nA. ice\nB. fire\nAnswer:"
      (" 6", " 8", " 10"), 1),
     ({"question": "How much is 1 + 1?", "choices": ["1", "2", "3"], "label": 1}, ("How much is 1 + 1?",),
      (" 1", " 2", " 3"), 1),
+    ({"question": "How much is 1 + 1?", "choices": ["2", "3", "1"], "answer": 0}, ("How much is 1 + 1?",),
+     (" 2", " 3", " 1"), 0),  # a whole number beside texts is a place
     ({"goal": "Light a fire", "sol1": "with ice", "sol2": "with wood", "label": 1}, ("Light a fire",),
      (" with ice", " with wood"), 1),
     ({"context_options": ["Ann called Bo, so Ann ", "Ann called Bo, so Bo"], "continuation": "was called.", "gold": 1},
@@ -58,6 +60,10 @@ def test_clozes() -> None:
     found = item({"context": "I do not care about ", "continuation": "signs"})
     assert (found.contexts, found.continuations, found.cloze) == (("I do not care about",), (" signs",), True)
     assert item({"context": "春眠不觉", "continuation": "晓"}).continuations == ("晓",), "no blank after a wide character"
+    for context, continuation, blank in (("他说：“你好。”", "她笑了", ""), ("他说：“你好……", "She left", ""),
+                                         ("一共有 3", "个", ""), ("第（一）", "章", ""), ("“Yes.”", "she said", " "),
+                                         ("Wait —", "no", " ")):
+        assert item({"context": context, "continuation": continuation}).continuations == (blank + continuation,)
     last = item({"text": "He put it into his pocket\n"})
     assert (last.contexts, last.continuations, last.cloze) == (("He put it into his",), (" pocket",), True)
 
@@ -79,6 +85,7 @@ def test_letters_or_texts_as_the_recipe_says() -> None:
     ({"query": "x", "choices": "ab", "gold": 0}, "wrong type"),
     ({"query": "x", "choices": ["a", "b"], "gold": "c d"}, "right answer unknown"),
     ({"query": "x", "choices": ["1", "2", "3"], "answer": "2"}, "right answer ambiguous"),  # “3”, or “2”?
+    ({"query": "x", "choices": [3, 2, 4], "answer": 2}, "right answer ambiguous"),
     ({"query": "x", "choices": ["B", "A"], "answer": "A"}, "right answer ambiguous"),
     ({"query": "x", "options": ["a", "b"], "label": ["A", "B"]}, "not one right answer"),
     ({"query": " ", "choices": ["a", "b"], "gold": 0}, "empty text"),
@@ -136,5 +143,12 @@ def test_a_file_without_questions_is_refused(tmp_path: Path) -> None:
 
 
 def test_subjects() -> None:
-    names = ("mmlu/abstract_algebra_test.csv", "x/law.jsonl.gz", "a-dev.csv", "attest.csv")
-    assert [subject_of(name) for name in names] == ["abstract_algebra", "law", "a", "attest"]
+    names = ("mmlu/abstract_algebra_test.csv", "x/law.jsonl.gz", "a-dev.csv", "attest.csv", "test.csv",
+             "anatomy/test-00000-of-00001.parquet", "all/law_dev-00001-of-00002.parquet")
+    assert [subject_of(name) for name in names] == ["abstract_algebra", "law", "a", "attest", "test", "anatomy", "law"]
+
+
+def test_the_subject_that_a_row_names(tmp_path: Path) -> None:
+    rows = [{"question": "x", "choices": ["a", "b"], "answer": 0, "subject": subject} for subject in ("law", " ", 3)]
+    (tmp_path / "all-test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [found.subject for found in read_items("all-test.jsonl", tmp_path, Ledger())] == ["law", "all", "all"]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 from tiny_chat import TEXTS, make_folder
@@ -16,9 +17,12 @@ from danlu.core.artifact import Artifact, fresh_folder, open_artifact, publish
 from danlu.core.config import read_config
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.records import Document
+from danlu.evals.perplexity import bits_per_byte
 from danlu.pipeline import texts as texts_module
+from danlu.pipeline.benchmarks import Quiz
 from danlu.pipeline.context import Context, Input, SingleProcess
 from danlu.pipeline.stages import eval as stage
+from danlu.pipeline.texts import Reading
 from danlu.text.corpus import CorpusWriter, Row, shard_path
 
 
@@ -68,7 +72,7 @@ def context(inputs: dict[str, Input], chosen: stage.Settings, output: io.StringI
 def test_a_report_from_end_to_end(inputs: dict[str, Input]) -> None:
     output = io.StringIO()
     chosen = settings(corpus="corpus", tasks=["task:copy", "task:skills"], num_prompts=6, max_new_tokens=4, samples=3,
-                      prompts=["你是谁？"], max_bytes=1000)
+                      prompts=["你是谁？"], beginnings=["The fox"], max_bytes=1000)
     metrics = stage.run(context(inputs, chosen, output))
     work = inputs["corpus"].require_folder().parent.parent / "report" / ".work-abcdabcd"
     report = json.loads((work / "report.json").read_text("utf-8"))
@@ -87,6 +91,9 @@ def test_a_report_from_end_to_end(inputs: dict[str, Input]) -> None:
     assert len(report["samples"]) == 3 and [answer["model"] for answer in report["samples"][0]["answers"]] == ["base",
                                                                                                               "chat"]
     assert report["free"][0]["prompt"] == "你是谁？" and report["free"][0]["answers"][1]["right"] is None
+    [continued] = report["continued"]
+    assert continued["prompt"] == "The fox" and [answer["model"] for answer in continued["answers"]] == ["base", "chat"]
+    assert "Continuations" in (work / "report.html").read_text("utf-8")
     assert [step["step"] for step in report["lineage"]] == ["corpus", "base", "chat"]
     assert [curve["values"] for curve in report["curves"]] == [[5.5, 5.0]] * 2
     assert report["title"] == "quick · report" and [model["context"] for model in report["models"]] == [24, 24]
@@ -229,6 +236,51 @@ def test_files_outside_and_questions(inputs: dict[str, Input], tmp_path: Path) -
     assert "questions by likelihood" in output.getvalue() and "change of bits per byte since base" in output.getvalue()
 
 
+def test_few_examples_and_those_of_other_subjects_are_told(inputs: dict[str, Input], tmp_path: Path) -> None:
+    def write(name: str, *subjects: str) -> None:
+        (tmp_path / name).write_text("\n".join(json.dumps({
+            "query": f"{name} {number}", "choices": ["a", "b"], "gold": 0, "subject": subject})
+            for number, subject in enumerate(subjects)))
+
+    write("dev.jsonl", "law", "law", "art")
+    write("test.jsonl", "law", "law", "art", "sport", "sport", "sport")
+    chosen = settings(benchmarks={"quiz": {"path": "test.jsonl", "shots": "dev.jsonl"}}, num_shots=2)
+    notes: list[str] = []
+    Quiz(replace(context(inputs, chosen), base=tmp_path), {}, notes)
+    assert notes == [
+        "quiz: 1 of 6 questions have fewer than 2 examples before them, 1 at least: there are no more for their subjects",
+        "quiz: for the subjects of 3 of 6 questions there are no examples, and those of other subjects stand before them"]
+
+
+def test_a_beginning_for_which_a_model_has_no_room_costs_only_itself(inputs: dict[str, Input]) -> None:
+    running = context(inputs, settings(beginnings=["The fox"], max_new_tokens=96))
+    stage.run(running)
+    report = json.loads((running.work / "report.json").read_text("utf-8"))
+    assert [answer["text"] for answer in report["continued"][0]["answers"]] == ["", ""]
+    assert any("base was given no beginnings: " in note and "96 positions" in note for note in report["notes"])
+
+
+def test_lines_of_files_outside_lose_their_ends_and_that_is_told(inputs: dict[str, Input], tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_bytes(b"One line.\n\nAnother one.\r\n")
+    notes: list[str] = []
+    reading = Reading(replace(context(inputs, settings(texts=[{"path": "own.txt", "document": "line"}])), base=tmp_path),
+                      {}, notes)
+    assert [document.text for document in reading.texts["text"]] == ["One line.", "Another one."]
+    assert notes == ["4 bytes of own.txt are not scored: line end after the text, blank line"]
+    with pytest.raises(ConfigError, match="stride 600 leaves a window of 24 tokens no context"):
+        Reading(replace(context(inputs, settings(texts=[{"path": "own.txt"}], stride=600, models=["chat"])), base=tmp_path),
+                {}, [])
+
+
+def test_the_n_gram_model_s_blocks_are_those_of_the_models() -> None:
+    text = "汉字ab\n" * 500
+    bits = np.arange(len(text.encode()), dtype=np.float64)
+    score = texts_module._by_bytes(Document(text, "s", "d"), bits)
+    assert [(block.num_bytes, block.num_chars) for block in score.blocks] == [(1800, 1000), (1800, 1000), (900, 500)]
+    assert [block.bits for block in score.blocks] == [bits[:1800].sum(), bits[1800:3600].sum(), bits[3600:].sum()]
+    assert score.bits == bits.sum() and bits_per_byte([score]).low is not None
+
+
 def test_settings_of_the_gate_and_of_questions() -> None:
     for wrong, said in (({"corpus": "c", "max_rise": {"en": 0.1}}, "max_rise compares with the reference"),
                         ({"corpus": "c", "reference": "base", "max_rise": {"en": -0.1}}, "a share from 0"),
@@ -280,7 +332,7 @@ def test_settings_that_only_tasks_read(key: str, value: int) -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("max_new_tokens", 5), ("batch_size", 2)])
 def test_settings_that_only_prompts_read(key: str, value: int) -> None:
-    with pytest.raises(ConfigError, match=f"recipe.yaml:1: {key} is read with tasks or prompts only"):
+    with pytest.raises(ConfigError, match=f"recipe.yaml:1: {key} is read with tasks.* or .* only"):
         settings(corpus="corpus", **{key: value})
     assert getattr(settings(prompts=["hi"], **{key: value}), key) == value
 

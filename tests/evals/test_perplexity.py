@@ -24,6 +24,7 @@ from danlu.evals.perplexity import (
     units_of,
     windows,
 )
+from danlu.evals.statistics import ratio_interval
 from danlu.tokens.codec import num_ids
 
 
@@ -198,7 +199,8 @@ def test_a_token_counts_in_the_block_in_which_it_begins() -> None:
     starts = [start for start, _ in offsets]
     counts = [sum(block * 1000 <= start < (block + 1) * 1000 for start in starts) for block in range(-(-len(text) // 1000))]
     expected = [math.log2(len(weight)) * count for count in counts]
-    assert [bits for bits, _ in score.blocks] == pytest.approx(expected, rel=1e-6)
+    assert [block.bits for block in score.blocks] == pytest.approx(expected, rel=1e-6)
+    assert [block.num_tokens for block in score.blocks] == counts
     assert len(set(counts)) > 2, "the blocks differ, so that a wrong border shows"
 
 
@@ -208,11 +210,17 @@ def test_blocks_are_the_same_text_for_every_model_and_give_few_documents_an_inte
     assert 2000 < len(text) <= 4000
     [score] = score_documents(loaded.root, loaded.tokenizer, [Document(text, "s", "1")], context=POSITIONS)
     pieces = [text[start:start + 1000] for start in range(0, len(text), 1000)]
-    assert [size for _, size in score.blocks] == [len(piece.encode()) for piece in pieces]
-    assert sum(bits for bits, _ in score.blocks) == pytest.approx(score.bits)
-    assert all(bits > 0 for bits, _ in score.blocks)
+    assert [(block.num_bytes, block.num_chars) for block in score.blocks] == [
+        (len(piece.encode()), len(piece)) for piece in pieces]
+    assert sum(block.bits for block in score.blocks) == pytest.approx(score.bits)
+    assert all(block.bits > 0 for block in score.blocks)
     units = units_of([score])
     assert len(units.bits) == len(pieces) and units.name == "blocks of 1,000 characters"
     result = bits_per_byte([score])
     assert result.low is not None and result.high is not None and result.low < result.value < result.high
     assert units_of([score] * 5).name == "documents"
+    row = loss_rows("m", [score])[-1]
+    assert row.loss_low < row.loss < row.loss_high and row.char_low < row.bits_per_char < row.char_high
+    assert row.char_low == pytest.approx(ratio_interval(units.bits, units.num_chars, strata=units.strata)[0])
+    high = ratio_interval(units.bits, units.num_tokens, strata=units.strata)[1]
+    assert row.loss_high == pytest.approx(high * math.log(2))

@@ -13,9 +13,10 @@ EVIL = "<b onclick=x>|`\x1b[2J{{ 1 }}"
 
 
 def loss(model: str, kind: str, group: str, num_bytes: int = 200) -> LossRow:
-    return LossRow(model, kind, group, loss=1.38629, bits_per_token=2.0, perplexity=4.0, bits_per_byte=0.5, low=0.4,
-                   high=0.6, bits_per_char=1.5, unit="documents", num_bytes=num_bytes, num_chars=67, num_tokens=50,
-                   num_documents=7, num_without_context=7 if model == "chat" else 0)
+    return LossRow(model, kind, group, loss=1.38629, loss_low=1.2, loss_high=1.5, bits_per_token=2.0, perplexity=4.0,
+                   bits_per_byte=0.5, low=0.4, high=0.6, bits_per_char=1.5, char_low=1.2, char_high=1.8, unit="documents",
+                   num_bytes=num_bytes, num_chars=67, num_tokens=50, num_documents=7,
+                   num_without_context=7 if model == "chat" else 0)
 
 
 def report(group: str = "en") -> Report:
@@ -39,7 +40,7 @@ def test_what_the_tables_say() -> None:
     assert [row[:3] for row in losses.rows] == [
         ["en", "category", "base"], ["en", "category", "chat"], ["all text", "", "base"], ["all text", "", "chat"]
     ], "the models of one text below each other"
-    assert losses.rows[0][3:] == ["1.3863", "2.000", "4.00", "0.500 [0.400 – 0.600]", "1.500", "50", "200", "7"]
+    assert losses.rows[0][3:] == ["1.3863", "2.000", "4.00", "0.500 [0.400 – 0.600]", "1.500", "0.746", "50", "200", "7"]
     assert "base, chat: 512 tokens at a time, at least 384 of them before each token of a longer text." in losses.lead
     assert "chat has no token to begin with: 7 first tokens cost as much as a guess." in losses.lead
     assert choices.rows[0] == ["en", "0", "base", "50.0 % [20.0 – 80.0]", "75.0 % [40.0 – 90.0]", "25.0 %", "–", "–", "8"]

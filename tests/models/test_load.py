@@ -162,9 +162,11 @@ def test_the_generation_settings_of_a_checkpoint_travel_along(saved, tmp_path) -
     save_model(loaded, tmp_path / "out", [5])
     found = GenerationConfig.from_pretrained(tmp_path / "out")
     assert found.eos_token_id == [1, 5, 7] and found.temperature == 0.6
-    loaded.lm.generation_config = GenerationConfig(eos_token_id=[1, 7], do_sample=False, temperature=0.6)
+    loaded.lm.generation_config = GenerationConfig(eos_token_id=[1, 7], do_sample=False, temperature=0.6,
+                                                         suppress_tokens=[9])
     save_model(loaded, tmp_path / "out", [5])
-    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [1, 5, 7]
+    found = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert found.eos_token_id == [1, 5, 7] and found.suppress_tokens == [9], "rows without a token stay unsaid"
 
 
 def test_a_model_without_sdpa_falls_back_to_its_own_attention(monkeypatch) -> None:

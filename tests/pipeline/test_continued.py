@@ -17,7 +17,8 @@ SMALL = ["scale=cpu", "steps.grown.model=old", "steps.grown.num_pieces=10", "ste
          "steps.corpus.heldout_share=0.3", "steps.rows.cutoff_len=32", "steps.rows.global_batch_tokens=128",
          "steps.rows.max_steps=2", "steps.inject.max_steps=10", "steps.replay.max_steps=2", "steps.inject.sample_steps=5",
          "steps.inject.sample_new_tokens=3", "steps.replay.sample_steps=2", "steps.replay.sample_new_tokens=3",
-         "steps.check-rows.max_bytes=1000", "steps.check-rows.benchmarks={own: {path: questions.jsonl}}"]
+         "steps.check-rows.max_bytes=1000", "steps.report.max_new_tokens=3",
+         "steps.check-rows.benchmarks={own: {path: questions.jsonl}}"]
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +76,17 @@ def test_from_a_checkpoint_to_the_report(name):
     assert {row["benchmark"] for row in report["choices"]} == {"own"} and report["rises"]
     samples = [json.loads(line) for line in (done["replay"].folder / "samples.jsonl").read_text().splitlines()]
     assert {sample["step"] for sample in samples} == {0, 2} and len(samples) == 6
+    assert read_from(done["replay"].manifest) == (done["inject"].folder.parent / "current").read_text().strip()
+    assert [(sample["prompt"], [answer["model"] for answer in sample["answers"]]) for sample in report["continued"]] == [
+        (sample["prompt"], ["old", "rows", "inject", "replay"]) for sample in samples[:3]]
     mixed = json.loads((done["replay"].folder / "mix.json").read_text())["groups"]
     assert {row["name"] for row in mixed} >= {"qa", "zh", "en"}
+
+
+def read_from(manifest):
+    """The model that a step trained on."""
+    [found] = [item["fingerprint"] for item in manifest["config"]["inputs"] if item["key"] == ["model"]]
+    return found[:8]
 
 
 def test_the_gate_stops_the_run():
@@ -88,5 +98,4 @@ def test_the_gate_stops_the_run():
     trained = (folder / "inject" / "current").read_text()
     models = [found for path in folder.glob("replay/*/manifest.json")
               if (found := json.loads(path.read_text()))["kind"] == "model"]
-    assert all(found["config"]["inputs"][0]["fingerprint"][:8] != trained.strip() for found in models), \
-        "nothing was trained on what the gate held back"
+    assert trained.strip() not in map(read_from, models), "nothing was trained on what the gate held back"

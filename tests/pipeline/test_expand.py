@@ -286,6 +286,13 @@ def test_nothing_new_and_kinds_that_cannot_grow(tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(spec))
     with pytest.raises(ConfigError, match="WordLevel"):
         go("words", model=str(folder), pieces="pieces.jsonl")
+    folder = make_model(tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    for model_type, made_for in (("t5", "T5ForConditionalGeneration"), ("bert", "BertForMaskedLM")):
+        (folder / "config.json").write_text(json.dumps({
+            "model_type": model_type, "architectures": [made_for], "vocab_size": config["vocab_size"]}))
+        with pytest.raises(ConfigError, match=f"{made_for} is no causal language model"):
+            go("words", model=str(folder), pieces="pieces.jsonl")
 
 
 def test_a_category_that_no_document_has():

@@ -191,6 +191,8 @@ def test_fine_tuning_mixes_too(home) -> None:
 """
     recipe = changed(RECIPE + chat)
     text = said(lambda console: run(recipe, only=["chat"], console=console))
-    assert rows_of(text, "what 2 steps have learned")["qa*"][0] == "100.00 %"
+    assert rows_of(text, "what 2 steps have taken")["qa*"][0] == "100.00 %"
+    asked, realised, _, loss = rows_of(text, "what 2 steps have learned")["qa"][:4]
+    assert (asked, realised) == ("–", "100.00 %") and 1 < float(loss) < 9, "losses are of categories, whatever is mixed"
     assert rows_of(said(lambda console: plan(changed(RECIPE + chat, chat__max_steps=3)).render(console)),
                    "chat: mix of learned tokens")["qa*"][0] == "100.00 %"

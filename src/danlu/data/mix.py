@@ -27,7 +27,7 @@ from danlu.core.errors import DataError, nearest
 from danlu.data.store import ExampleStore
 
 TOLERANCE = 0.01  # of the sum of shares, which people round
-Part = Annotated[float, Field(ge=0)]
+Part = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Table = Mapping[str, float]
 
 
@@ -212,6 +212,8 @@ def _unknown(message: str, name: str, found: Sequence[str]) -> DataError:
 
 
 def _pattern_of(source: str, patterns: Sequence[str]) -> str:
+    if source in patterns:  # a name with brackets, which as a pattern would not fit itself
+        return source
     fitting = [pattern for pattern in patterns if fnmatchcase(source, pattern)]
     if len(fitting) > 1:
         raise DataError(f"the source “{source}” fits both “{fitting[0]}” and “{fitting[1]}”",

@@ -5,7 +5,7 @@ over bytes: a probability for each of the 256 next bytes given the seven before,
 integers in sorted arrays, so that a few megabytes are counted in seconds.
 
     model = ByteNgram.train(text for text in training_texts)
-    bits_per_document = [model.bits(text) for text in heldout_texts]
+    bits_per_document = [model.bits(text).sum() for text in heldout_texts]
 """
 
 import gzip
@@ -95,9 +95,9 @@ class ByteNgram:
         """float64 [256]: the probabilities of all bytes that may follow a beginning of a document."""
         return np.array([self.probabilities(context + bytes([byte]))[-1] for byte in range(256)])
 
-    def bits(self, text: bytes) -> float:
-        """−log₂ of the probability of a whole document."""
-        return float(-np.log2(self.probabilities(text)).sum())
+    def bits(self, text: bytes) -> np.ndarray:
+        """float64 [bytes]: −log₂ of each byte's probability; their sum is that of a whole document's."""
+        return -np.log2(self.probabilities(text))
 
 
 def kneser_ney_discounts(counts: np.ndarray) -> np.ndarray:

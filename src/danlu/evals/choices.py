@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from danlu.core.errors import DataError
 from danlu.core.ledger import Ledger
+from danlu.text.characters import HAN
 from danlu.text.clean import language
 from danlu.text.fields import BadRow, Values, known_values, unknown_shape
 from danlu.text.files import DATA_SUFFIXES, Located, suffix_of
@@ -33,6 +34,8 @@ from danlu.text.rows import read_values
 from danlu.text.tables import read_csv
 
 Answers = Literal["letter", "text"]
+CHINESE_MARKS = "”’…—"  # that English has, too
+HAN_LETTER = re.compile(f"[{HAN}。，！？；：、]")
 BETWEEN = "\n\n"  # examples and the question
 PASSAGES = ("passage", "context", "support")
 QUESTIONS = ("query", "question", "question_stem", "ctx", "goal")
@@ -42,6 +45,7 @@ PLACES = ("gold", "label", "answer_index")  # they say which answer, never what 
 MORE_LINES = 100  # that the first row of a CSV file may go on for
 LABELLED = ("Question:", "Q:", "问题：")  # questions that say that they are one, and want to be told that an answer comes
 _SPLIT = re.compile(r"[_-](test|dev|val|valid|validation|train)$")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _LETTERED = re.compile(r"\s*[(（]?([A-Z])[)）.．、:：]\s*")
 
 
@@ -99,7 +103,7 @@ def read_items(path: str, base: Path, ledger: Ledger, answers: Answers | None = 
                     continue
                 row = found.row(value.value)
                 try:
-                    item = to_item(row, value.where, subject_of(located.label), answers)
+                    item = to_item(row, value.where, _subject(row, located.label), answers)
                 except BadRow as error:
                     refuse_value(gate, value, error.reason, kind=error.kind)
                     continue
@@ -115,12 +119,21 @@ def read_items(path: str, base: Path, ledger: Ledger, answers: Answers | None = 
     return items
 
 
+def _subject(row: Values, label: str) -> str:
+    """What a question is about: as its row says, or its file."""
+    said = row.get("subject")
+    return said.strip() if isinstance(said, str) and said.strip() else subject_of(label)
+
+
 def subject_of(label: str) -> str:
-    """What a file's questions are about, by its name: `abstract_algebra` of `abstract_algebra_test.csv`."""
-    name = PurePosixPath(label).name
+    """What a file's questions are about, by its name: `abstract_algebra` of `abstract_algebra_test.csv`, and of
+    `abstract_algebra/test-00000-of-00001.parquet`."""
+    path = PurePosixPath(label)
+    name = path.name
     while (stem := PurePosixPath(name).stem) != name and "." in name:
         name = stem
-    return _SPLIT.sub("", name)
+    name = _SHARD.sub("", name)
+    return _SPLIT.sub("", path.parent.name if _SPLIT.fullmatch(f"_{name}") and path.parent.name else name)
 
 
 def to_item(row: Values, where: str, subject: str, answers: Answers | None = None) -> Item:
@@ -237,6 +250,8 @@ def _gold(row: Values, names: Mapping[str, Any], options: Sequence[str], *, labe
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise BadRow("wrong type", f"“{name}” is no number and no text but {kind_of(value)}")
     text = str(value).strip()
+    listed = next((row[names[key]] for key in OPTIONS if key in names), None)
+    is_place = isinstance(value, int) and not (isinstance(listed, list) and any(type(item) is int for item in listed))
     if text in labels and len(labels) == len(options):
         return list(labels).index(text)
     places = set()
@@ -245,7 +260,7 @@ def _gold(row: Values, names: Mapping[str, Any], options: Sequence[str], *, labe
     elif letters and len(text) == 1 and text.upper() in ascii_uppercase:
         places.add(ascii_uppercase.index(text.upper()))
     meant = {place for place in places if place < len(options)}
-    if name not in PLACES and text in options:  # “2” may be the third answer, or the answer 2
+    if name not in PLACES and not is_place and text in options:  # “2” may be the third answer, or the answer 2
         meant.add(list(options).index(text))
     if len(meant) > 1:
         raise BadRow("right answer ambiguous", f"“{name}” is “{text}”, an answer, and the number or letter of another")
@@ -274,9 +289,12 @@ def _texts(value: Any, name: str) -> list[str]:
 
 
 def _joined(context: str, answer: str) -> str:
-    """The answer as it follows the context."""
-    wide = bool(context) and unicodedata.east_asian_width(context[-1]) in "WF"
-    return answer.strip() if wide or not context else f" {answer.strip()}"
+    """The answer as it follows the context: behind a blank, unless either is Chinese where they meet."""
+    answer = answer.strip()
+    near = [character for text in (context[::-1], answer) for character in text[:1]]
+    wide = any(unicodedata.east_asian_width(character) in "WF" for character in near)
+    quoted = context[-1:] in CHINESE_MARKS and any(HAN_LETTER.match(character) for character in context[-3:-1])
+    return answer if wide or quoted or not context else f" {answer}"
 
 
 # CSV without column names: question, answers, and the letter of the right one, as MMLU is published. ------------------

@@ -42,7 +42,8 @@ class LossRow:
     """How well one model predicts one group of texts, in every unit; `kind` is category, source, language or all.
 
     loss        nats per token; perplexity = e^loss. Both depend on the tokenizer, bits per byte and character do not
-    low, high   95 % interval of the bits per byte, over what `unit` says
+    low, high   95 % interval of the bits per byte, over what `unit` says; loss_… and char_… those of the loss and of the
+                bits per character
     num_without_context  first tokens that nothing could be asked to predict
     """
 
@@ -50,12 +51,16 @@ class LossRow:
     kind: str
     group: str
     loss: float
+    loss_low: float | None
+    loss_high: float | None
     bits_per_token: float
     perplexity: float
     bits_per_byte: float
     low: float | None
     high: float | None
     bits_per_char: float
+    char_low: float | None
+    char_high: float | None
     unit: str
     num_bytes: int
     num_chars: int
@@ -204,7 +209,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A prompt and what each model made of it; `expected` is "" for a free prompt."""
+    """A prompt and what each model made of it; `expected` is "" where nothing is."""
 
     task: str
     prompt: str
@@ -274,6 +279,7 @@ class Report:
     reference: str = ""
     samples: Sequence[Sample] = ()
     free: Sequence[Sample] = ()
+    continued: Sequence[Sample] = ()
     lineage: Sequence[LineageStep] = ()
     ledger: Sequence[LedgerLine] = ()
     curves: Sequence[Curve] = ()
@@ -282,6 +288,12 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+    @property
+    def all_samples(self) -> list[tuple[str, Sequence[Sample]]]:
+        """What is shown side by side, under its headings."""
+        found = [("Samples", self.samples), ("Free prompts", self.free), ("Continuations", self.continued)]
+        return [(heading, samples) for heading, samples in found if samples]
 
     @property
     def model_names(self) -> list[str]:

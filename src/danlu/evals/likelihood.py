@@ -46,14 +46,18 @@ class ItemScore:
     cut: int = 0
 
 
+def examples_of(item: Item, shots: Sequence[Item], num_shots: int) -> list[Item]:
+    """The first examples of a question's subject; of all, if it has none."""
+    return ([shot for shot in shots if shot.subject == item.subject] or list(shots))[:num_shots]
+
+
 def prefix_of(item: Item, shots: Sequence[Item], num_shots: int, description: str = "") -> str:
-    """What stands before a question: the description, and the first examples of its subject (or of all, if it has none).
+    """What stands before a question: the description, and its examples.
 
     `{subject}` in the description is the item's subject in words.
     """
-    own = [shot for shot in shots if shot.subject == item.subject] or list(shots)
     parts = [description.replace("{subject}", item.subject.replace("_", " "))] if description else []
-    return "".join(part + BETWEEN for part in [*parts, *(shot.solved for shot in own[:num_shots])])
+    return "".join(part + BETWEEN for part in [*parts, *(shot.solved for shot in examples_of(item, shots, num_shots))])
 
 
 def encode_item(codec: Codec, item: Item, prefix: str, begin: int | None, limit: int | None) -> tuple[Example, int] | None:

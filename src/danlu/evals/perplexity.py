@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,12 +36,20 @@ BLOCK = 1000  # characters: where there are too few documents, stretches of this
 MIN_DOCUMENTS = 5  # that an interval over documents needs; of fewer, it is over their blocks
 
 
+class Block(NamedTuple):
+    """A stretch of BLOCK characters, the same for every model; a token is of the one in which it begins."""
+
+    bits: float
+    num_bytes: int
+    num_chars: int
+    num_tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class DocumentScore:
     """One held-out document: −log₂ of the probability of its tokens. `exact`: the tokens give back the very text.
 
     num_without_context  tokens that nothing stood before: 0, or 1 where the tokenizer has no token to begin with
-    blocks               (bits, bytes) of each stretch of BLOCK characters, the same stretches for every model
     """
 
     id: str
@@ -54,7 +62,7 @@ class DocumentScore:
     category: str = ""
     language: str = ""
     num_without_context: int = 0
-    blocks: tuple[tuple[float, int], ...] = ()
+    blocks: tuple[Block, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,15 +197,19 @@ def _read(root: Root, examples: Sequence[Example], micro_batch_tokens: int, prog
 
 
 def _score(document: Document, row: Encoded, bits: np.ndarray, exact: bool, without_first: bool) -> DocumentScore:
-    """A document's total, and its bits in blocks: a token counts where it begins, whatever the tokenizer."""
     text = document.text
+    return DocumentScore(document.id, len(text.encode()), len(row.ids), float(bits.sum()), exact, len(text),
+                         document.source, document.category, language(text), int(without_first and len(row.ids) > 0),
+                         blocks_of(text, row.offsets[:, 0], bits))
+
+
+def blocks_of(text: str, begins: np.ndarray, bits: np.ndarray) -> tuple[Block, ...]:
+    """The blocks of a text whose tokens begin at these characters and cost these bits, both [tokens]."""
     pieces = [text[start:start + BLOCK] for start in range(0, len(text), BLOCK)]
-    sums = np.zeros(max(1, len(pieces)))
-    np.add.at(sums, np.minimum(row.offsets[:, 0] // BLOCK, len(sums) - 1), bits)
-    sizes = [len(piece.encode()) for piece in pieces]
-    return DocumentScore(document.id, sum(sizes), len(row.ids), float(bits.sum()), exact, len(text), document.source,
-                         document.category, language(text), int(without_first and len(row.ids) > 0),
-                         tuple(zip(sums.tolist(), sizes)))
+    places = np.minimum(begins // BLOCK, len(pieces) - 1)
+    sums, counts = (np.bincount(places, weights, len(pieces)) for weights in (bits, None))
+    return tuple(Block(float(total), len(piece.encode()), len(piece), int(count))
+                 for piece, total, count in zip(pieces, sums, counts, strict=True))
 
 
 def bits_per_byte(scores: Sequence[DocumentScore]) -> BitsPerByte:
@@ -220,6 +232,8 @@ class Units:
 
     bits: list[float]
     num_bytes: list[int]
+    num_chars: list[int]
+    num_tokens: list[int]
     strata: list[str]
     name: str
 
@@ -231,11 +245,13 @@ class Units:
 
 def units_of(scores: Sequence[DocumentScore]) -> Units:
     """The documents, or where there are fewer than MIN_DOCUMENTS their blocks."""
-    blocks = [(*block, score.category) for score in scores for block in score.blocks]
+    blocks = [(block, score.category) for score in scores for block in score.blocks]
     few = len(scores) < MIN_DOCUMENTS and len(blocks) > len(scores)
-    rows = blocks if few else [(score.bits, score.num_bytes, score.category) for score in scores if score.num_bytes]
-    bits, sizes, strata = ([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
-    return Units(bits, sizes, strata, f"blocks of {BLOCK:,} characters" if few else "documents")
+    rows = blocks if few else [(Block(score.bits, score.num_bytes, score.num_chars, score.num_tokens), score.category)
+                               for score in scores if score.num_bytes]
+    return Units([row.bits for row, _ in rows], [row.num_bytes for row, _ in rows], [row.num_chars for row, _ in rows],
+                 [row.num_tokens for row, _ in rows], [category for _, category in rows],
+                 f"blocks of {BLOCK:,} characters" if few else "documents")
 
 
 def grouped(scores: Sequence[DocumentScore]) -> dict[tuple[str, str], list[DocumentScore]]:
@@ -271,9 +287,11 @@ def _loss_row(model: str, kind: str, name: str, scores: Sequence[DocumentScore])
     bits, num_tokens = sum(score.bits for score in scores), sum(score.num_tokens for score in scores)
     num_bytes, num_chars = sum(score.num_bytes for score in scores), sum(score.num_chars for score in scores)
     units = units_of(scores)
-    low, high = units.interval()
+    (low, high), by_token, (char_low, char_high) = map(units.interval, (None, units.num_tokens, units.num_chars))
     loss = bits * math.log(2) / num_tokens
-    return LossRow(model, kind, name, loss=loss, bits_per_token=bits / num_tokens, perplexity=math.exp(min(loss, 700.0)),
-                   bits_per_byte=bits / num_bytes, low=low, high=high, bits_per_char=bits / num_chars, unit=units.name,
+    loss_low, loss_high = (None if end is None else end * math.log(2) for end in by_token)
+    return LossRow(model, kind, name, loss=loss, loss_low=loss_low, loss_high=loss_high, bits_per_token=bits / num_tokens,
+                   perplexity=math.exp(min(loss, 700.0)), bits_per_byte=bits / num_bytes, low=low, high=high,
+                   bits_per_char=bits / num_chars, char_low=char_low, char_high=char_high, unit=units.name,
                    num_bytes=num_bytes, num_chars=num_chars, num_tokens=num_tokens, num_documents=len(scores),
                    num_without_context=sum(score.num_without_context for score in scores))

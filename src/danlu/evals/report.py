@@ -190,9 +190,8 @@ def markdown(report: Report) -> str:
         parts += ["## Tasks", "Exact match; in brackets 95 % Wilson intervals.", as_table(table),
                   "![exact match](exact_match.png)"]
     parts += _preference_parts(report)
-    for heading, samples in (("Samples", report.samples), ("Free prompts", report.free)):
-        if samples:
-            parts += [f"## {heading}", *(_sample(sample) for sample in samples)]
+    for heading, samples in report.all_samples:
+        parts += [f"## {heading}", *(_sample(sample) for sample in samples)]
     if report.curves:
         parts += ["## Training", "![loss](loss.png)"]
     if report.models:

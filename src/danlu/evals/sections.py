@@ -45,9 +45,10 @@ def _losses(report: Report) -> Iterator[Section]:
                     "longer text." for (context, before), names in windows.items())
     lead = (f"Every token is scored once and every byte with it. {seen} Loss (nats) and perplexity are "
             "per token and compare models of one tokenizer only; bits per byte and per character compare all. In brackets "
-            f"95 % intervals, over documents or over blocks of few documents.{_without_context(report.losses)}")
-    header = ("text", "", "model", "loss", "bits/token", "perplexity", "bits/byte", "bits/char", "tokens", "bytes",
-              "documents")
+            "95 % intervals, over documents or over blocks of few documents; those of the loss and of the bits per "
+            f"character are in report.json.{_without_context(report.losses)}")
+    header = ("text", "", "model", "loss", "bits/token", "perplexity", "bits/byte", "bits/char", "tokens/char", "tokens",
+              "bytes", "documents")
     kept = {name for name, _ in _largest_sources(report.losses)}
     rows = [row for row in report.losses if row.kind != "source" or row.group in kept]
     order = {key: place for place, key in enumerate(dict.fromkeys((row.kind, row.group) for row in report.losses))}
@@ -70,7 +71,7 @@ def _without_context(rows: Sequence[LossRow]) -> str:
 def _loss_cells(row: LossRow) -> list[str]:
     return [row.group, "" if row.kind == "all" else row.kind, row.model, f"{row.loss:.4f}", f"{row.bits_per_token:.3f}",
             f"{row.perplexity:,.2f}", interval(row.bits_per_byte, row.low, row.high, 3), f"{row.bits_per_char:.3f}",
-            f"{row.num_tokens:,}", f"{row.num_bytes:,}", f"{row.num_documents:,}"]
+            f"{row.num_tokens / row.num_chars:.3f}", f"{row.num_tokens:,}", f"{row.num_bytes:,}", f"{row.num_documents:,}"]
 
 
 def _rises(report: Report) -> Iterator[Section]:

@@ -334,7 +334,7 @@ def _generation_config(lm: PreTrainedModel, tokenizer: Any, stop_ids: Sequence[i
         config.validate(strict=True)
     except ValueError:  # transformers opens what it then refuses to save; the ids are what must not be lost
         return GenerationConfig(bos_token_id=config.bos_token_id, pad_token_id=config.pad_token_id,
-                                eos_token_id=config.eos_token_id)
+                                eos_token_id=config.eos_token_id, suppress_tokens=config.suppress_tokens)
     return config
 
 

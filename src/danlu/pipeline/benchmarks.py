@@ -95,6 +95,23 @@ class Quiz:
         count = min(len(items), self.settings.num_items)
         self.items[name] = [items[place * len(items) // count] for place in range(count)]
         self.shots[name] = shots
+        if shots:
+            self._note_shots(name)
+
+    def _note_shots(self, name: str) -> None:
+        """Tells of questions that get fewer examples than were asked for, or those of other subjects."""
+        from danlu.evals.likelihood import examples_of
+
+        items, shots, wanted = self.items[name], self.shots[name], self.settings.num_shots
+        subjects = {shot.subject for shot in shots}
+        numbers = [len(examples_of(item, shots, wanted)) for item in items]
+        few, strange = sum(number < wanted for number in numbers), sum(item.subject not in subjects for item in items)
+        if few:
+            self.notes.append(f"{name}: {few} of {len(items)} questions have fewer than {wanted} examples before them, "
+                              f"{min(numbers)} at least: there are no more for their subjects")
+        if strange and len(subjects) > 1:
+            self.notes.append(f"{name}: for the subjects of {strange} of {len(items)} questions there are no examples, and "
+                              "those of other subjects stand before them")
 
     def _items(self, path: str, benchmark: Benchmark) -> list[Item]:
         ledger = Ledger()

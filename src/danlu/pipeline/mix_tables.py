@@ -37,7 +37,8 @@ def loss_table(title: str, account: Mapping[str, Any], losses: Mapping[str, Mapp
         table.add_column(head, justify="right", no_wrap=True)
     for row in account["groups"]:
         own = losses.get(row["name"], {})
-        table.add_row(plain(row["name"]), _percent(row["asked"]), _percent(row["realised"]), f"{row['epochs']:.2f}",
+        asked = "–" if row["asked"] is None else _percent(row["asked"])
+        table.add_row(plain(row["name"]), asked, _percent(row["realised"]), f"{row['epochs']:.2f}",
                       *(_loss(own, name) for name in told))
     return table
 

@@ -95,16 +95,24 @@ def keep_mix(context: Context, loader: "Loader | Mixed", num_steps: int, log: Se
 
     best_step  the step whose weights are kept, where that is not the last
     """
+    from danlu.data.shares import share_account
+
     if not isinstance(context.settings, MixedConfig):
         return {}
     account = account_of(loader, context.settings, num_steps)
     if context.settings.mix is None and len(account["groups"]) == 1:
         return {}
-    losses = category_losses(log, [row["name"] for row in account["groups"]], best_step)
+    by_category = account
+    if account["by"] != "category":  # losses are of categories, of which nothing was asked
+        by_category = share_account(loader, None, num_steps)
+        by_category["groups"] = [row | {"asked": None} for row in by_category["groups"]]
+    losses = category_losses(log, [row["name"] for row in by_category["groups"]], best_step)
     write_atomic(context.work / MIX, json.dumps(account, ensure_ascii=False, indent=1) + "\n")
-    context.console.print(loss_table(f"what {num_steps:,} steps have learned", account, losses))
+    if by_category is not account:
+        context.console.print(account_table(f"what {num_steps:,} steps have taken", account))
+    context.console.print(loss_table(f"what {num_steps:,} steps have learned", by_category, losses))
     return {"categories": {row["name"]: {name: row[name] for name in ("asked", "realised", "epochs", "unseen_tokens")} |
-                           losses.get(row["name"], {}) for row in account["groups"]}}
+                           losses.get(row["name"], {}) for row in by_category["groups"]}}
 
 
 def category_losses(log: Sequence[Mapping[str, Any]], names: Sequence[str], best_step: int | None

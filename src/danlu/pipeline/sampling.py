@@ -59,7 +59,7 @@ def sampler_of(context: Context, tokenizer: Any, world: "World", *, chat: bool =
     def sample(root: Any, step: int) -> list[dict[str, object]]:
         if step % every:
             return []
-        say = _answers if chat else _continuations
+        say = _answers if chat else continuations
         texts = say(root.lm, tokenizer, settings.sample_prompts, settings.sample_new_tokens)
         for prompt, text in zip(settings.sample_prompts, texts, strict=True):
             shown = " ".join(f"{prompt} ▸ {text}".split())
@@ -71,10 +71,11 @@ def sampler_of(context: Context, tokenizer: Any, world: "World", *, chat: bool =
     return sample
 
 
-def _continuations(lm: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+def continuations(lm: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int,
+                  keys: tuple[str, str] = ("sample_prompts", "sample_new_tokens")) -> list[str]:
     """The texts that the prompts are gone on with; each begins as a document does in training.
 
-    Raises DataError where one is too long for the model.
+    Raises DataError where one is too long for the model; `keys` are the settings that it names.
     """
     from danlu.evals.perplexity import start_token
     from danlu.models.generate import generate, max_positions, stop_ids_of
@@ -89,7 +90,7 @@ def _continuations(lm: Any, tokenizer: Any, prompts: Sequence[str], max_new_toke
         if limit is not None and len(row) + max_new_tokens > limit:
             raise DataError(f"{len(row)} tokens and {max_new_tokens} new ones are more than the {limit} "
                             "positions of the model",
-                            where=f"sample_prompts.{number}", hint="Shorten it, or lower sample_new_tokens.")
+                            where=f"{keys[0]}.{number}", hint=f"Shorten it, or lower {keys[1]}.")
     made = generate(lm, rows, max_new_tokens=max_new_tokens, stop_ids=stops, pad_id=0, num_ids=num_ids(tokenizer))
     return [codec.decode(completion.answer) for completion in made]
 

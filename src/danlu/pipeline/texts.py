@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from danlu.core.config import Config
@@ -20,6 +21,7 @@ from danlu.core.errors import ConfigError, DanluError, DataError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Document
 from danlu.pipeline.context import DOCSTRINGS, FILES, Context, Reference
+from danlu.text.lines import MARKUP
 from danlu.text.read import SourceConfig, read_documents
 
 if TYPE_CHECKING:
@@ -86,6 +88,8 @@ class Reading:
         self.context, self.names, self.notes = context, names, notes
         self.settings: Any = context.settings
         self.texts = _documents(context, notes)  # by category
+        if self.texts:
+            stride_of(self.settings, window_of(context))  # before a model is opened
         self.losses: list[LossRow] = []
         self.bits: list[BitsRow] = []
         self._scores: dict[str, list[DocumentScore]] = {}
@@ -116,8 +120,6 @@ class Reading:
             self.bits.append(BitsRow(category, name, "model", result.value, result.low, result.high, result.num_bytes,
                                      result.num_documents))
             every += scores
-        assert not every or sum(score.num_bytes for score in every) == sum(
-            len(document.text.encode()) for documents in self.texts.values() for document in documents), "every byte"
         if every:
             self._scores[name] = every
             self.losses += loss_rows(name, every)
@@ -139,7 +141,7 @@ def baselines(context: Context, texts: Mapping[str, Sequence[Document]], notes: 
     """gzip and xz of each category's text as a whole, and the n-gram model document by document."""
     from danlu.evals.baselines import ByteNgram, gzip_bits, xz_bits
     from danlu.evals.figures import BitsRow
-    from danlu.evals.perplexity import DocumentScore, bits_per_byte
+    from danlu.evals.perplexity import bits_per_byte
 
     rows = []
     training = training_text(context, notes)
@@ -147,8 +149,8 @@ def baselines(context: Context, texts: Mapping[str, Sequence[Document]], notes: 
     for category, documents in texts.items():
         parts = [document.text.encode() for document in documents]
         if model is not None:
-            result = bits_per_byte([DocumentScore(document.id, len(part), len(part), model.bits(part))
-                                    for document, part in zip(documents, parts, strict=True)])
+            result = bits_per_byte([_by_bytes(document, model.bits(part)) for document, part in zip(documents, parts,
+                                                                                                   strict=True)])
             rows.append(BitsRow(category, NGRAM, "baseline", result.value, result.low, result.high, result.num_bytes,
                                 len(parts)))
         whole, num_bytes = b"\n".join(parts), sum(map(len, parts))
@@ -156,6 +158,15 @@ def baselines(context: Context, texts: Mapping[str, Sequence[Document]], notes: 
             # by the bytes that all systems are measured on, the line ends between documents are not among them
             rows.append(BitsRow(category, system, "baseline", bits / num_bytes, None, None, num_bytes, len(parts)))
     return rows
+
+
+def _by_bytes(document: Document, bits: np.ndarray) -> "DocumentScore":
+    """The score of a document each of whose bytes costs these bits: every one is a token."""
+    from danlu.evals.perplexity import DocumentScore, blocks_of
+
+    characters = np.repeat(np.arange(len(document.text)), [len(character.encode()) for character in document.text])
+    return DocumentScore(document.id, len(bits), len(bits), float(bits.sum()), category=document.category,
+                         num_chars=len(document.text), blocks=blocks_of(document.text, characters, bits))
 
 
 def window_of(context: Context) -> int:
@@ -245,6 +256,10 @@ def _outside(source: SourceConfig, context: Context, notes: list[str]) -> list[D
         first = ledger.quarantined[0]
         notes.append(f"{ledger.num_quarantined} rows of {source.path} could not be read and are not scored, the first at "
                      f"{first.where}: {first.reason}")
+    left = {reason: count.bytes for station in ledger.stations.values() for reason, count in station.dropped.items()
+            if count.bytes and reason != MARKUP}
+    if left:
+        notes.append(f"{sum(left.values()):,} bytes of {source.path} are not scored: {', '.join(left)}")
     if source.language is not None:
         wanted = [document for document in documents if language(document.text) == source.language]
         if len(wanted) < len(documents):

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 MAX_MEASURED = 1_000_000  # characters of a category that are measured
 ROWS, ROW = 8, 128  # texts whose logits are compared, and their tokens
-ALL = "all"
 
 
 @dataclass(slots=True)
@@ -75,7 +74,7 @@ class Change:
         count = self._compare(before, after)
         count.characters = len(text)
         self.used.setdefault(document.category, Counter()).update(id for id in after if id >= self.growth.first_id)
-        for total in (category, spoken, self.by_category.setdefault(ALL, Count())):
+        for total in (category, spoken):
             for name in Count.__dataclass_fields__:
                 setattr(total, name, getattr(total, name) + getattr(count, name))
         self._keep(before, after)
@@ -99,7 +98,7 @@ class Change:
 
     def summary(self) -> dict[str, Any]:
         """The counts as plain values."""
-        return {"categories": {name: count.to_json() for name, count in sorted(self.by_category.items()) if name != ALL},
+        return {"categories": {name: count.to_json() for name, count in sorted(self.by_category.items())},
                 "languages": {name: count.to_json() for name, count in sorted(self.by_language.items())}}
 
     def used_pieces(self) -> dict[str, dict[str, int]]:

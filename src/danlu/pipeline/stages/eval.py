@@ -7,6 +7,7 @@
       benchmarks: {arc: {path: data/arc_easy.jsonl}}
       tasks: [task:skills]
       prompts: ["Who are you?"]
+      beginnings: ["The capital of France is"]
       judge: judge
       preferences: [task:skills]
       reference: base
@@ -28,10 +29,11 @@ from pydantic import Field, field_validator, model_validator
 
 from danlu.core.artifact import Artifact, write_atomic
 from danlu.core.config import free
-from danlu.core.errors import ConfigError
+from danlu.core.errors import ConfigError, DataError
 from danlu.core.records import Message
 from danlu.pipeline.benchmarks import ChoiceSettings, Quiz, benchmark_references, check_benchmarks
 from danlu.pipeline.context import FILES, HUB, TASK, Context, Forecast, Input, Reference
+from danlu.pipeline.sampling import continuations
 from danlu.pipeline.texts import (
     READ_FOR_BITS,
     Forgotten,
@@ -48,7 +50,7 @@ from danlu.pipeline.texts import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from danlu.evals.figures import Curve, ModelEntry, Report, SkillRow
+    from danlu.evals.figures import Answered, Curve, ModelEntry, Report, SkillRow
     from danlu.evals.generative import Question
     from danlu.models.load import Loaded
     from danlu.pipeline.judging import Jury, Shown
@@ -57,7 +59,6 @@ KIND = "report"
 SCHEMA = 6
 READ_FOR_TASKS = ("samples",)
 READ_FOR_PAIRS = ("num_pairs",)
-READ_FOR_ANSWERS = ("max_new_tokens", "batch_size")
 
 
 class Settings(TextSettings, ChoiceSettings):
@@ -69,6 +70,7 @@ class Settings(TextSettings, ChoiceSettings):
     max_new_tokens: int = Field(64, ge=1, description="longest answer, in tokens")
     samples: int = Field(10, ge=0, description="answers to task prompts that are shown side by side")
     prompts: tuple[str, ...] = Field((), description="free prompts whose answers are shown side by side")
+    beginnings: tuple[str, ...] = Field((), description="texts that are gone on with, without a template, and shown")
     judge: str | None = Field(None, description="a reward model: a step (stage rm), folder or hub id; scores answers")
     judge_prompts: tuple[str, ...] = Field((), description="files of prompts: the judge scores drawn answers to them, too")
     preferences: tuple[str, ...] = Field((), description="tasks (their held-out pairs) or files of preferences")
@@ -87,7 +89,7 @@ class Settings(TextSettings, ChoiceSettings):
     @model_validator(mode="after")
     def _eval_reads_all(self) -> "Settings":
         drawn, judged = bool(self.tasks or self.judge_prompts), self.judge is not None
-        asked, reads = bool(drawn or self.prompts), self.corpus is not None or bool(self.texts)
+        asked, reads = bool(drawn or self.prompts or self.beginnings), self.corpus is not None or bool(self.texts)
         quizzed = bool(self.benchmarks)
         for needed, there, names in (("corpus or texts", reads, (*READ_FOR_BITS, "max_rise")),
                                      ("corpus", self.corpus is not None, ("ngram_max_bytes",)),
@@ -96,9 +98,11 @@ class Settings(TextSettings, ChoiceSettings):
                                      ("tasks", bool(self.tasks), READ_FOR_TASKS),
                                      ("tasks or judge_prompts", drawn, ("num_prompts",)),
                                      ("a judge", judged or not self.judge_prompts, ("judge_prompts",)),
-                                     ("tasks or prompts", asked, READ_FOR_ANSWERS),
+                                     ("tasks, prompts or beginnings", asked, ("max_new_tokens",)),
+                                     ("tasks or prompts", bool(drawn or self.prompts), ("batch_size",)),
                                      ("preferences", bool(self.preferences), READ_FOR_PAIRS),
-                                     ("tasks, prompts or preferences", asked or bool(self.preferences), ("judge",)),
+                                     ("tasks, prompts or preferences",
+                                      bool(drawn or self.prompts or self.preferences), ("judge",)),
                                      ("corpus, texts, benchmarks, or a judge and tasks",
                                       reads or quizzed or (judged and drawn), ("reference",)),
                                      ("corpus, texts, benchmarks, preferences or judge",
@@ -124,9 +128,9 @@ def references(settings: Settings) -> list[Reference]:
 def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
     """Raises ConfigError where there is nothing to measure, and for a reference that is none of the models."""
     if not (settings.corpus or settings.texts or settings.benchmarks or settings.tasks or settings.prompts
-            or settings.judge_prompts or settings.preferences):
+            or settings.beginnings or settings.judge_prompts or settings.preferences):
         raise ConfigError("there is nothing to measure the models on",
-                          hint="Set corpus, texts, benchmarks, tasks, prompts or preferences.")
+                          hint="Set corpus, texts, benchmarks, tasks, prompts, beginnings or preferences.")
     if settings.reference is not None and settings.reference not in settings.models:
         raise ConfigError(f"“{settings.reference}” is none of the models that are measured", key="reference",
                           hint="Write it as in `models`, or add it there.")
@@ -143,8 +147,8 @@ def forecast(settings: Settings, inputs: Mapping[str, Input]) -> Forecast:
         shots = settings.num_shots > 0
         times = sum(1 + (shots and benchmark.shots is not None) for benchmark in settings.benchmarks.values())
         notes.append(f"up to {settings.num_items * times * len(settings.models):,} questions by likelihood")
-    if settings.tasks or settings.prompts or settings.judge_prompts:
-        answers = settings.num_prompts * len(settings.tasks) + len(settings.prompts)
+    if settings.tasks or settings.prompts or settings.beginnings or settings.judge_prompts:
+        answers = settings.num_prompts * len(settings.tasks) + len(settings.prompts) + len(settings.beginnings)
         drawn = len(settings.tasks) + len(settings.judge_prompts) if settings.judge is not None else 0
         answers += settings.num_prompts * drawn
         notes.append(f"up to {answers * len(settings.models):,} answers of at most {settings.max_new_tokens} tokens")
@@ -167,6 +171,7 @@ class _Findings:
     curves: "list[Curve]" = field(default_factory=list)
     shown: "dict[int, list[Shown]]" = field(default_factory=dict)  # by the place of the prompt
     free: "dict[int, list[Shown]]" = field(default_factory=dict)
+    continued: "list[list[Answered]]" = field(default_factory=list)  # by model, then by the place of the beginning
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -228,6 +233,7 @@ def _report(context: Context, names: Mapping[str, str], questions: "Sequence[Que
                  for place, answers in found.shown.items() if answers for question in (questions[place],)],
         free=[Sample("", settings.prompts[place], "", [item.answered for item in answers])
               for place, answers in sorted(found.free.items())],
+        continued=[Sample("", text, "", answers) for text, answers in zip(settings.beginnings, zip(*found.continued))],
         lineage=lineage, ledger=ledger, curves=found.curves, notes=found.notes)
 
 
@@ -299,7 +305,7 @@ def _measure(context: Context, text: str, name: str, questions: "Sequence[Questi
     """Everything about one model; its memory is free again afterwards."""
     import torch
 
-    from danlu.evals.figures import ModelEntry
+    from danlu.evals.figures import Answered, ModelEntry
     from danlu.evals.lineage import loss_curves
     from danlu.evals.perplexity import first_token_in_words
     from danlu.models.generate import max_positions
@@ -319,6 +325,14 @@ def _measure(context: Context, text: str, name: str, questions: "Sequence[Questi
         found.curves += loss_curves(name, source.folder)
     found.reading.measure(name, loaded, window)
     found.quiz.ask(name, loaded, positions)
+    if settings.beginnings:
+        try:
+            made = continuations(loaded.lm, loaded.tokenizer, settings.beginnings, settings.max_new_tokens,
+                                 ("beginnings", "max_new_tokens"))
+        except DataError as error:
+            found.notes.append(f"{name} was given no beginnings: {error.message}")
+            made = [""] * len(settings.beginnings)
+        found.continued.append([Answered(name, text, None) for text in made])
     if questions or settings.prompts or settings.judge_prompts:
         _answers(context, name, loaded, questions, found)
     found.jury.prefer(name, loaded)

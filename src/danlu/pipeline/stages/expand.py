@@ -131,11 +131,15 @@ def _forecast_pieces(settings: Settings, inputs: Mapping[str, Input]) -> int:
 
 
 def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
-    """Whether the model's tokenizer is of a kind that can grow, where it is there."""
+    """Whether the model and its tokenizer are of a kind that can grow, where they are there."""
     from danlu.models.load import load_tokenizer
     from danlu.tokens.codec import backend_of
 
-    folder = inputs[settings.model].folder
+    folder, config = inputs[settings.model].folder, model_config(settings, inputs)
+    made_for = next(iter((config and config.architectures) or ()), "")
+    if config is not None and (config.is_encoder_decoder or made_for.endswith(("ForMaskedLM", "ForPreTraining"))):
+        raise ConfigError(f"{made_for or config.model_type} is no causal language model, and only their vocabularies grow",
+                          key="model", hint="Train a tokenizer of its own, and the model from nothing, for other kinds.")
     if folder is not None:
         try:
             Spelling(backend_of(load_tokenizer(folder)))
