@@ -6,7 +6,7 @@ Reads .txt, .md and .jsonl files (field `text`), cuts them at line ends into doc
 them in an order drawn once. Two tokenizers: the model's, and a byte_bpe trained on these texts. In every round each side
 runs in a process of its own, one after the other; measured is from opened documents to files that are closed:
 
-    danlu            read_corpus → Encoder.documents → write_examples
+    danlu            read_corpus → Encoder.documents with a worker a core, as a pre-training step does it → write_examples
     datasets, N      Dataset.map(batched=True, num_proc=N) + save_to_disk, as TRL's users write it
 
 The ids of all sides must be the same, without the ends of documents that danlu adds. Seconds are medians over the rounds,
@@ -88,13 +88,14 @@ def danlu_side(place: Path, model: str, out: Path) -> tuple[float, float, str]:
     from transformers import AutoTokenizer
 
     from danlu.core.ledger import Ledger
+    from danlu.core.processes import num_cores
     from danlu.data.store import ExampleStore, write_examples
     from danlu.text.corpus import read_corpus
     from danlu.tokens.codec import num_ids
     from danlu.tokens.encode import Encoder
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    encoder, ledger = Encoder(tokenizer, CUTOFF_LEN), Ledger()
+    encoder, ledger = Encoder(tokenizer, CUTOFF_LEN, workers=num_cores()), Ledger()
     out.mkdir()
     started = time.perf_counter(), processor_seconds()
     write_examples(out, encoder.documents(read_corpus(place / "corpus", "train"), ledger), num_ids(tokenizer))

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from danlu.core import processes
 from danlu.core.errors import DataError
-from danlu.core.processes import AHEAD, in_order
+from danlu.core.processes import AHEAD, in_order, num_cores
 
 
 def leave_a_name(number: int, folder: Path) -> None:
@@ -31,6 +32,14 @@ def whose(number: int) -> tuple[int, int]:
 
 def end(number: int) -> None:
     os._exit(1)
+
+
+def leave_a_mark(number: int, folder: Path) -> None:
+    """A job of a moment; the first one fails."""
+    if number == 0:
+        raise DataError("job 0 went wrong")
+    time.sleep(0.2)
+    (folder / str(number)).touch()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -56,9 +65,77 @@ def test_results_come_in_order_and_jobs_are_not_asked_for_all_at_once() -> None:
     assert found == list(range(100)) and list(in_order(whose, [7], 1)) == [(7, os.getpid())]
 
 
-def test_a_worker_that_is_ended_is_told_of() -> None:
-    with pytest.raises(DataError, match="ended from outside"):
+def test_a_worker_that_ends_is_told_of() -> None:
+    with pytest.raises(DataError, match=r"(?s)ended before its work was done.*__main__"):
         list(in_order(end, [0, 1], 2))
+
+
+def test_after_an_error_nothing_more_is_begun(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="job 0 went wrong"):
+        list(in_order(partial(leave_a_mark, folder=tmp_path), range(16), 2))
+    done = len(list(tmp_path.iterdir()))
+    assert done <= 4
+    time.sleep(0.5)
+    assert len(list(tmp_path.iterdir())) == done, "and nobody works on"
+
+
+def test_nor_when_no_more_results_are_asked_for(tmp_path: Path) -> None:
+    results = in_order(partial(leave_a_mark, folder=tmp_path), range(1, 17), 2)
+    next(results)
+    results.close()
+    done = len(list(tmp_path.iterdir()))
+    assert done <= 5
+    time.sleep(0.5)
+    assert len(list(tmp_path.iterdir())) == done
+
+
+def test_an_error_of_the_source_comes_through() -> None:
+    def jobs() -> Iterator[int]:
+        yield from range(3)
+        raise DataError("no more rows")
+
+    with pytest.raises(DataError, match="no more rows"):
+        list(in_order(whose, jobs(), 2))
+
+
+def test_what_is_given_out_is_bounded_by_its_weight() -> None:
+    asked = []
+
+    def jobs() -> Iterator[int]:
+        for number in (5, 5, 100, 5, 5, 5):
+            asked.append(number)
+            yield number
+
+    found = []
+    for number, _ in in_order(whose, jobs(), 2, room=10, weigh=lambda number: number):
+        found.append((number, len(asked)))
+    assert [number for number, _ in found] == [5, 5, 100, 5, 5, 5]
+    # one that is heavier than all that may be given out goes alone; the next job is always known
+    assert [count for _, count in found] == [3, 3, 4, 6, 6, 6]
+
+
+SCRIPT = """
+from danlu.core.processes import in_order, refuse_in_worker
+refuse_in_worker()
+print(list(in_order(abs, [-1, -2, -3], 2)))
+"""
+
+
+def test_a_script_without_its_guard_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text(SCRIPT)
+    done = subprocess.run([sys.executable, tmp_path / "x.py"], capture_output=True, text=True, timeout=120)
+    assert done.returncode and "begins its work again in each process" in done.stderr and "__main__" in done.stderr
+    (tmp_path / "y.py").write_text(SCRIPT.replace("refuse_in_worker()\nprint", "if __name__ == '__main__':\n    print"))
+    done = subprocess.run([sys.executable, tmp_path / "y.py"], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[1, 2, 3]\n", done.stderr
+
+
+def test_cores_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64), raising=False)
+    for text, cores in (("max 100000\n", 64), ("200000 100000\n", 2), ("50000 100000\n", 1), ("?", 64)):
+        (tmp_path / "cpu.max").write_text(text)
+        monkeypatch.setattr(processes, "QUOTA", tmp_path / "cpu.max")
+        assert num_cores() == cores
 
 
 def is_alive(number: int) -> bool:

@@ -267,6 +267,9 @@ def test_lines_of_files_outside_lose_their_ends_and_that_is_told(inputs: dict[st
                       {}, notes)
     assert [document.text for document in reading.texts["text"]] == ["One line.", "Another one."]
     assert notes == ["4 bytes of own.txt are not scored: line end after the text, blank line"]
+    (tmp_path / "wide.txt").write_text("One line.", encoding="utf-16")
+    Reading(replace(context(inputs, settings(texts=[{"path": "wide.txt"}])), base=tmp_path), {}, notes)
+    assert len(notes) == 1, "every character is scored, though they are fewer bytes now"
     with pytest.raises(ConfigError, match="stride 600 leaves a window of 24 tokens no context"):
         Reading(replace(context(inputs, settings(texts=[{"path": "own.txt"}], stride=600, models=["chat"])), base=tmp_path),
                 {}, [])

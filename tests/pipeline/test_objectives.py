@@ -22,6 +22,7 @@ from danlu.pipeline.inspect import inspect_step
 from danlu.pipeline.plan import plan
 from danlu.pipeline.recipe import Recipe
 from danlu.pipeline.run import run
+from danlu.tokens.labelled import Form
 from danlu.train.log import read_log
 
 SPECIAL = ["<mask>", *(f"<extra_id_{number}>" for number in range(5)), "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
@@ -93,6 +94,13 @@ def test_from_random_weights_better_than_any_unigram(objective: str) -> None:
     assert metrics["eval_loss"] < metrics["eval_loss_before"]
     ledger = json.loads((examples / "ledger.json").read_text())
     assert {"tokenize"} <= {station["name"] for station in ledger["stations"]}
+    framed = tokenizer("copper river")["input_ids"]
+    plain = tokenizer("copper river", add_special_tokens=False)["input_ids"]
+    assert framed == (plain if objective == "causal" else [tokenizer.bos_token_id, *plain, tokenizer.eos_token_id]), \
+        "texts are framed for the model as it has read them"
+    if objective != "causal":
+        form, eos = Form.of(tokenizer), (tokenizer.eos_token_id,)
+        assert form.is_own and form.two == ((tokenizer.bos_token_id,), eos, eos)
     if objective == "masked":
         lm = AutoModelForMaskedLM.from_pretrained(artifact.folder)
         assert tokenizer.mask_token == "<mask>" and 1 < metrics["pseudo_perplexity"] < math.exp(metrics["eval_loss_before"])
@@ -174,6 +182,11 @@ def test_the_plan_says_the_shape_and_what_it_costs(capsys: pytest.CaptureFixture
     ("masked", {"base__model": MODELS["causal"]}, "“llama” is no masked language model"),
     ("masked", {"base__cutoff_len": 49}, "positions for 48 tokens only"),
     ("infilling", {"base__neftune_noise_alpha": 5}, "trains all weights, or adapters"),
+    ("causal", {"base__cutoff_len": 4}, "leaves no room beside the three tokens of fim_rate"),
+    ("infilling", {"base__objective": "span_corruption", "base__noise_density": 0.9, "base__mean_span_length": 1,
+                   "tokenizer__special_tokens": [], "tokenizer__num_sentinels": 40},
+     "a target may have 74 tokens, and the model has positions for 48 only"),
+    ("infilling", {"base__poisson_lambda": 0.001}, "greater than or equal to 0.1"),
 ])
 def test_what_cannot_be_meant_is_said_with_its_place(objective: str, settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

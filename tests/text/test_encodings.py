@@ -66,6 +66,12 @@ def test_lines_of_utf_8_in_a_file_that_is_not(tmp_path: Path, codec: str, text: 
     assert len(row) > SAMPLE and read(tmp_path, "b.jsonl", row.encode(codec))[0] == text * 9000
 
 
+def test_half_of_a_surrogate_pair_is_no_utf_8(tmp_path: Path) -> None:
+    cesu = "\ud83d\ude00".encode("utf-8", "surrogatepass") + "好\n".encode()
+    _, ledger = read(tmp_path, "a.txt", ZH.encode("gb18030") * 40 + cesu)
+    assert "lines decoded as UTF-8" not in ledger.station("read:a.txt").notes
+
+
 def test_one_bad_byte_costs_one_line_whatever_the_encoding(tmp_path: Path) -> None:
     found, ledger = read(tmp_path, "a.txt", ZH.encode() * 3 + "分久\n".encode()[:-1] + b"\xff\n" + ZH.encode())
     assert found == ZH * 4 and ledger.station("read:a.txt").dropped["not UTF-8"].rows == 1

@@ -64,9 +64,23 @@ def test_whole_words_are_masked_whole_and_hold_to_the_share(sizes: list[int], se
     example = framed([100 + place for place in range(len(words))], **{WORD: words})
     _, weights, _ = masked(example, Masked(MASK, ORDINARY, 0.3, whole_words=True), seed)
     chosen = weights[1:-1] == 1
+    wanted = max(1, round(0.3 * len(words)))
+    assert 0 < chosen.sum() <= wanted
+    if min(sizes) > wanted:  # no word fits: a part of one is chosen
+        assert chosen.sum() == wanted and len(set(np.array(words)[chosen])) == 1
+        return
     for number in set(words):
         assert len(set(chosen[np.array(words) == number])) == 1
-    assert chosen.any() and (chosen.sum() <= max(1, round(0.3 * len(words))) or len(set(np.array(words)[chosen])) == 1)
+    whole = [size for number, size in enumerate(sizes) if not chosen[words.index(number)]]
+    assert not whole or min(whole) > wanted - chosen.sum(), "as many as fit"
+
+
+def test_a_long_word_is_passed_over_as_long_as_others_fit() -> None:
+    words = [0] * 12 + [1, 2, 3, 4, 5, 6, 7, 8]
+    example = framed([100 + place for place in range(20)], **{WORD: words})
+    for seed in range(20):
+        chosen = masked(example, Masked(MASK, ORDINARY, 0.15, whole_words=True), seed)[1][1:-1]
+        assert chosen.sum() == 3 and not chosen[:12].any()
 
 
 def test_every_token_is_masked_equally_often() -> None:

@@ -1,5 +1,7 @@
 """Framed pieces: nothing is lost, words and sentences are told apart."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -9,6 +11,7 @@ from danlu.core.ledger import Ledger
 from danlu.core.records import Document
 from danlu.tokens.denoise import SENTENCE, WORD
 from danlu.tokens.framed import SENTENCE_END, FramedEncoder
+from tokens.samples import make_tokenizer
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##aff", "##able", "the", "cat", "sat", ".", "!", "使", "用",
           "语", "言", "模", "型", "来", "。"]
@@ -59,6 +62,20 @@ def test_chinese_words_are_those_of_jieba() -> None:
     assert example.branches[0].columns[WORD].tolist() == [-1, 0, 0, 1, 1, 2, 2, 3, 4, 4, 4, 5, -1]
     [alone] = encode("使用语言", words="own")[0]
     assert alone.branches[0].columns[WORD].tolist() == [-1, 0, 1, 2, 3, -1]
+
+
+def test_a_run_of_chinese_is_no_word_without_a_splitter(tmp_path: Path) -> None:
+    """SentencePiece's kinds begin words at blanks only, and byte-level splitters take a run of Han for one."""
+    pieces = ["<unk>", "▁", "使", "用", "语言", "a", "b", "▁b"]
+    backend = Tokenizer(models.Unigram([(piece, -1.0 - number) for number, piece in enumerate(pieces)], 0))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="a", eos_token="b")
+    [example] = FramedEncoder(tokenizer, 32, words="own").documents([Document("使用语言 ba", "s", "d")], Ledger())
+    assert example.branches[0].columns[WORD].tolist() == [-1, 0, 1, 2, 3, 3, -1]
+    tokenizer = make_tokenizer(str(tmp_path), None)
+    [example] = FramedEncoder(tokenizer, 64, words="own").documents([Document("使用 the", "s", "d")], Ledger())
+    words = example.branches[0].columns[WORD][1:-1]
+    assert [int((words == word).sum()) for word in (0, 1)] == [3, 3], "the bytes of a character are one word"
 
 
 def test_sentences_end_where_people_end_them() -> None:

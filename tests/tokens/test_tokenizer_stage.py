@@ -44,6 +44,11 @@ def corpus(tmp_path):
     return {"corpus": Input("corpus", "step", "0" * 64, produces="corpus", folder=folder)}
 
 
+def book(folder, text):
+    (folder / "book.txt").write_text(text, encoding="utf-8")
+    return {"book.txt": Input("book.txt", "files", "f", files=(folder / "book.txt",))}
+
+
 def test_from_a_corpus(tmp_path, corpus):
     metrics, work = run(tmp_path, corpus, dataset="corpus", vocab_size=400)
     tokenizer = AutoTokenizer.from_pretrained(work)
@@ -64,7 +69,22 @@ def test_a_large_category_is_sampled_down(tmp_path, corpus):
     left_out = sample["dropped"]["beyond max_bytes_per_category"]
     assert left_out["bytes"] > 6000
     assert left_out["rows"] > 10
-    assert metrics["bytes"] == sample["out"]["bytes"] <= 12000
+    assert 6000 < metrics["bytes"] == sample["out"]["bytes"] <= 12000
+
+
+@pytest.mark.parametrize("between", ["\n\n", "\n\u3000\u3000", " "])
+def test_of_a_book_a_part_is_drawn(tmp_path, between):
+    """A book in one document, whatever stands between its paragraphs; of a book that is too large not nothing."""
+    inputs = book(tmp_path, between.join(f"第{n}回 话说 the {n} heroes met." for n in range(3000)))
+    metrics, _ = run(tmp_path, inputs, dataset="book.txt", vocab_size=300, max_bytes_per_category=20_000)
+    assert 15_000 < metrics["bytes"] <= 20_000
+
+
+def test_no_more_is_measured_than_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("danlu.pipeline.stages.tokenizer.MAX_MEASURED", 1000)
+    metrics, _ = run(tmp_path, book(tmp_path, "话说 the heroes met. " * 500), dataset="book.txt", vocab_size=300)
+    found = metrics["figures"]["vocabulary"]["categories"]["all"]
+    assert 990 < found["bytes"] <= 1000
 
 
 def test_same_bytes_twice(tmp_path, corpus):

@@ -20,7 +20,7 @@ def documents():
     texts = ["The unaffable cat sat. ", "使用语言模型来。", "the cat! ", "1,234 cats\n\nof 56\tsorts… "]
     for number in range(60):
         text = "".join(texts[number % 3:] * (number % 5))
-        yield Document(text, "s", f"d{number}", context="A cat. " if number % 7 == 1 else "")
+        yield Document(text, "s", f"d{number}", context="A cat. " if number % 7 == 1 or 20 < number < 40 else "")
 
 
 def encoded(make):
@@ -63,26 +63,44 @@ def process(texts):
     return os.getpid()
 
 
+def size(texts):
+    return sum(map(len, texts))
+
+
 def test_the_first_batch_and_little_text_stay_here(monkeypatch):
     batches = [["a" * 1000]] * 8
-    assert set(spread(process, batches, 2)) == {os.getpid()}
+    assert set(spread(process, batches, 2, size)) == {os.getpid()}
     monkeypatch.setattr(codec_module, "LARGE", 3000)
-    first, *others = spread(process, batches, 2)
+    first, *others = spread(process, batches, 2, size)
     assert first == os.getpid() and first not in others and len(others) == 7
-    assert set(spread(process, batches, 1)) == set(spread(process, batches[:4], 2)) == {os.getpid()}
+    assert set(spread(process, batches, 1, size)) == set(spread(process, batches[:4], 2, size)) == {os.getpid()}
+
+
+def test_what_waits_is_bounded_whatever_it_is(monkeypatch):
+    """Of empty texts, too: the whole data would be in memory otherwise."""
+    asked = 0
+
+    def batches(text):
+        nonlocal asked
+        for _ in range(300):
+            asked += 1
+            yield [text]
+
+    for given, read, most in ((codec_module.FEW_BATCHES, "", 300), (10, "a" * 1000, 10 + 8 + 3)):
+        monkeypatch.setattr(codec_module, "FEW_BATCHES", given)
+        monkeypatch.setattr(codec_module, "HELD", 4000)
+        asked = 0
+        for number, _ in enumerate(spread(process, batches(read), 2, size)):
+            assert asked <= number + most
 
 
 def test_a_codec_that_must_not_cut_does_not_elsewhere(monkeypatch, tokenizer):
     """Which process encodes what is chance: where the first text showed that cutting changes ids, none cuts."""
-    monkeypatch.setattr(codec_module, "MUCH", 0)
     codec = Codec(tokenizer)
     assert codec._cuts is not None
-    codec.encode_plain(["the cat"])
     make, arguments = codec.__reduce__()
-    assert make(*arguments)._cuts is not None
+    assert make(*arguments)._cuts is not None and codec._tried
     monkeypatch.setattr(type(codec._cuts), "_cuts", lambda self, codes: np.ones(len(codes) + 1, bool))  # everywhere
     codec = Codec(tokenizer)
-    codec.encode_plain(["the cat"])
-    assert codec._cuts is None
-    make, arguments = codec.__reduce__()
+    make, arguments = codec.__reduce__()  # nothing was encoded yet
     assert make(*arguments)._cuts is None

@@ -278,9 +278,14 @@ def _distance(left: Tensor, right: Tensor) -> float:
     return float((left - right).abs().max() / right.abs().max().clamp(min=1e-6))
 
 
+def positions_of(config: Any) -> int | None:
+    """How many positions a model has, where its config says so."""
+    return config.to_dict().get("max_position_embeddings") or config.to_dict().get("n_positions") or None
+
+
 def check_length(config: Any, cutoff_len: int, max_new_tokens: int = 0) -> None:
     """Raises ConfigError where rows of `cutoff_len` tokens (and an answer to them) are beyond the model's positions."""
-    limit = config.to_dict().get("max_position_embeddings") or config.to_dict().get("n_positions")
+    limit = positions_of(config)
     if limit and cutoff_len + max_new_tokens > limit:
         more = f" and max_new_tokens {max_new_tokens}" if max_new_tokens else ""
         raise ConfigError(f"cutoff_len is {cutoff_len}{more}, but the model has positions for {limit} tokens only",

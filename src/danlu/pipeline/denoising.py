@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
+from tokenizers import processors
 
 from danlu.core.config import Config
 from danlu.core.errors import ConfigError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from danlu.tokens.framed import FramedEncoder
 
 SENTINEL = "<extra_id_{}>"
+FIM_ROOM = 3  # tokens that mark the parts of a piece
 # prefix, suffix and middle as families of code models write them; the last are made where none are there
 FIM_TOKENS = (("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"), ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
               ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"), ("<PRE>", "<SUF>", "<MID>"), ("▁<PRE>", "▁<SUF>", "▁<MID>"))
@@ -47,7 +49,7 @@ class DenoiseConfig(Config):
     noise_density: float = Field(0.15, gt=0, le=1, description="span_corruption: share of the tokens that are taken out")
     mean_span_length: float = Field(3.0, ge=1, description="span_corruption: mean length of the spans, in tokens")
     mask_ratio: float = Field(0.3, ge=0, le=1, description="infilling: share of the tokens behind masks")
-    poisson_lambda: float = Field(3.0, gt=0, description="infilling: mean length of the spans, in tokens")
+    poisson_lambda: float = Field(3.0, ge=0.1, description="infilling: mean length of the spans, in tokens")
     permute_sentences: float = Field(1.0, ge=0, le=1, description="infilling: share of the sentences that change places")
     delete_ratio: float = Field(0.0, ge=0, lt=1, description="infilling: share of the tokens left that are deleted")
     fim_rate: float = Field(0.0, ge=0, le=1, description="causal: share of the pieces whose middle is moved to the end")
@@ -96,6 +98,9 @@ def check_objective(settings: Any, inputs: Mapping[str, Input]) -> None:
         raise ConfigError(f"objective: {settings.objective} trains all weights, or adapters of weights as they are",
                           key="objective", hint="Leave finetuning_type: freeze, train_rows_from, neftune_noise_alpha and "
                           "quantization_bit out.")
+    if settings.fim_rate and settings.cutoff_len < FIM_ROOM + 2:
+        raise ConfigError(f"cutoff_len {settings.cutoff_len} leaves no room beside the three tokens of fim_rate",
+                          key="cutoff_len", hint=f"Use {FIM_ROOM + 2} or more.")
     if settings.kind != "causal" and settings.sample_steps is not None:
         raise ConfigError(f"objective: {settings.objective} does not teach a model to go on with a text",
                           key="sample_steps", hint="Leave sample_steps out.")
@@ -163,7 +168,7 @@ def document_encoder(settings: Any, tokenizer: Any) -> "Encoder | FramedEncoder"
     from danlu.tokens.framed import FramedEncoder
 
     if settings.kind == "causal":
-        room = settings.cutoff_len - (3 if settings.fim_rate else 0)  # for three tokens more
+        room = settings.cutoff_len - (FIM_ROOM if settings.fim_rate else 0)
         encoder = Encoder(tokenizer, room, workers=settings.workers or num_cores())
         encoder.check(dialogues=False)
         return encoder
@@ -182,6 +187,21 @@ def shape_note(config: Any, kind: str) -> str:
     return f"{config.model_type}: " + ", ".join(f"{name} {value}" for name, value in table.items() if value)
 
 
+def check_target(config: Any, settings: Any) -> None:
+    """Raises ConfigError where what span corruption takes out of a piece can be longer than the decoder's positions."""
+    from danlu.models.load import positions_of
+
+    limit = positions_of(config)
+    if settings.objective != "span_corruption" or limit is None:
+        return
+    count = settings.cutoff_len
+    longest = max(1, round(settings.noise_density * count)) + num_spans(count, settings.noise_density,
+                                                                        settings.mean_span_length) + 2
+    if longest > limit:
+        raise ConfigError(f"a target may have {longest} tokens, and the model has positions for {limit} only",
+                          key="noise_density", hint="Lower noise_density or cutoff_len, or raise mean_span_length.")
+
+
 def check_rows(loaded: Any, cutoff_len: int) -> Any:
     """The loaded model. Raises ConfigError where its padding takes positions, and a row would be beyond the last."""
     from danlu.models.encoders import max_row
@@ -193,11 +213,22 @@ def check_rows(loaded: Any, cutoff_len: int) -> Any:
     return loaded
 
 
-def name_mask(settings: Any, folder: Path) -> None:
-    """Names the mask in the files of a saved tokenizer, where it does not yet, so that `fill-mask` finds it."""
+def frame_and_name_mask(settings: Any, folder: Path) -> None:
+    """Has a saved tokenizer frame texts as the model has read them, and name the mask, so that `fill-mask` finds it."""
     from danlu.models.load import load_tokenizer
+    from danlu.tokens.labelled import Form
 
     tokenizer = load_tokenizer(folder)
+    if settings.kind != "causal" and not (form := Form.of(tokenizer)).is_own:
+        backend = tokenizer.backend_tokenizer
+        special = {id: backend.id_to_token(id) for ids in form.two for id in ids}
+        first, between, last = (" ".join(special[id] for id in ids) for ids in form.two)
+        frame = processors.TemplateProcessing(single=f"{first} $A {last}".split(),
+                                              pair=f"{first} $A {between} $B:1 {last}".split(),
+                                              special_tokens=[(token, id) for id, token in special.items()])
+        before = backend.post_processor
+        backend.post_processor = frame if before is None else processors.Sequence([before, frame])
+        backend.save(str(folder / "tokenizer.json"))
     if settings.objective not in ("masked", "infilling") or tokenizer.mask_token is not None:
         return
     [mask] = special_tokens(settings, vocabulary_of(tokenizer), None)

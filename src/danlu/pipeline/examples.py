@@ -27,7 +27,7 @@ from danlu.text.rows import MAX_REFUSED
 from danlu.tokens.codec import identity, num_ids
 from danlu.tokens.templates import check_template, use_template
 
-SCHEMA = 5
+SCHEMA = 6
 Record = Document | Dialogue | Preference | Ranking | Feedback | Labelled | Prompt
 R = TypeVar("R", bound=Record)
 Split = Literal["train", "heldout"]

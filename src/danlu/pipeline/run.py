@@ -30,6 +30,7 @@ from danlu.core.artifact import (
     write_atomic,
 )
 from danlu.core.errors import ConfigError, DanluError
+from danlu.core.processes import refuse_in_worker
 from danlu.pipeline.context import STEP, Context, Input, SingleProcess, World, kept_beside
 from danlu.pipeline.lock import hold
 from danlu.pipeline.plan import Plan, PlannedStep, check, plan
@@ -54,6 +55,7 @@ def run(recipe: Recipe, runs: str | Path = "runs", only: Iterable[str] | None = 
     Raises ConfigError for what cannot be meant or where another process works on the same run, DataError for damaged
     artifacts and a full disk.
     """
+    refuse_in_worker()
     wanted = [recipe.step(name).name for name in only] if only is not None else list(recipe.steps)
     with _processes() as world:
         if console is None or not world.is_main:

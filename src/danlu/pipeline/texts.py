@@ -21,7 +21,7 @@ from danlu.core.errors import ConfigError, DanluError, DataError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Document
 from danlu.pipeline.context import DOCSTRINGS, FILES, Context, Reference
-from danlu.text.lines import MARKUP
+from danlu.text.lines import BLANK_LINE, LINE_END
 from danlu.text.read import SourceConfig, read_documents
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def _outside(source: SourceConfig, context: Context, notes: list[str]) -> list[D
         notes.append(f"{ledger.num_quarantined} rows of {source.path} could not be read and are not scored, the first at "
                      f"{first.where}: {first.reason}")
     left = {reason: count.bytes for station in ledger.stations.values() for reason, count in station.dropped.items()
-            if count.bytes and reason != MARKUP}
+            if count.bytes and reason in (LINE_END, BLANK_LINE)}
     if left:
         notes.append(f"{sum(left.values()):,} bytes of {source.path} are not scored: {', '.join(left)}")
     if source.language is not None:

@@ -42,9 +42,10 @@ _HIGH_RUN = re.compile(rb"[\xc0-\xff]{%d,}" % (MAX_HIGH_RUN + 1))
 _ACCENT = re.compile(rb"[\xc0-\xd6\xd8-\xf6\xf8-\xff]")
 _IN_WORD = re.compile(rb"(?<=[A-Za-z])[\xc0-\xd6\xd8-\xf6\xf8-\xff]|[\xc0-\xd6\xd8-\xf6\xf8-\xff](?=[A-Za-z])")
 # Lines of UTF-8, of three bytes a character where pairs of other encodings could be it by chance (the first two of 联通)
-_WIDE = re.compile(rb"(?=.*[\x80-\xff])(?:[\x00-\x7f]|[\xe1-\xed\xef][\x80-\xbf]{2})+", re.S)
-_MARKED = re.compile(rb"(?=.*[\x80-\xff])(?:[\x00-\x7f]|[\xc2-\xdf][\x80-\xbf]|[\xe1-\xed\xef][\x80-\xbf]{2}|"
-                     rb"[\xf0-\xf4][\x80-\xbf]{3})+", re.S)
+_THREE = rb"[\xe1-\xec\xee\xef][\x80-\xbf]{2}|\xed[\x80-\x9f][\x80-\xbf]"
+_WIDE = re.compile(rb"(?=.*[\x80-\xff])(?:[\x00-\x7f]|" + _THREE + rb")+", re.S)
+_MARKED = re.compile(rb"(?=.*[\x80-\xff])(?:[\x00-\x7f]|[\xc2-\xdf][\x80-\xbf]|" + _THREE +
+                     rb"|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3})+", re.S)
 _SIGN = re.compile(rb"[\x82-\x8c\x91-\x9c\xa0-\xbf]")  # quotation marks, dashes, currencies
 
 

@@ -37,6 +37,7 @@ NAMED = 3  # refused places that an error names
 MAX_NOTES = 100  # of what is read, and of columns that are not; rows that are objects of many keys could have any number
 BOM = b"\xef\xbb\xbf"
 MARKUP = "markup around the text"
+BLANK_LINE, LINE_END = "blank line", "line end after the text"
 BEHIND = "behind the records asked for"  # of what was read before it was known that it is not needed
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what a damaged compressed file raises while it is read
 
@@ -188,7 +189,7 @@ def read_lines(located: Located, gate: Gate, errors: str = "strict") -> Iterator
                     raw = raw[len(BOM):]
                     gate.station.drop("byte order mark", bytes=len(BOM))
                     if not raw:
-                        gate.station.drop("blank line", rows=1)
+                        gate.station.drop(BLANK_LINE, rows=1)
                         continue
                 line = _decoded(raw, errors, number, located, gate)
                 if line is not None:

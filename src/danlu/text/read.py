@@ -44,7 +44,7 @@ from danlu.text.files import (
     resolve,
     suffix_of,
 )
-from danlu.text.lines import BEHIND
+from danlu.text.lines import BEHIND, BLANK_LINE, LINE_END
 from danlu.text.mediawiki import read_dump
 from danlu.text.pages import need_web, read_page
 from danlu.text.registry import Found, counted, find
@@ -167,7 +167,7 @@ def _read_text(located: Located, source: SourceConfig, gate: Gate) -> Iterator[D
                 raise
             held = _Held()
         if blank:
-            gate.station.drop("blank line", rows=1, bytes=len(line.text.encode()))
+            gate.station.drop(BLANK_LINE, rows=1, bytes=len(line.text.encode()))
             continue
         held.add(line)
         if held.bytes > MAX_DOCUMENT_BYTES and source.document != "line":
@@ -202,7 +202,7 @@ def _joined(held: _Held, located: Located, source: SourceConfig, gate: Gate) -> 
         text = text.rstrip("\r\n")
     left = len(text.encode())
     if left < size:
-        gate.station.drop("line end after the text", bytes=size - left)
+        gate.station.drop(LINE_END, bytes=size - left)
     gate.station.give(rows=1, bytes=left)
     place = located.label if source.document == "file" else f"{located.label}:{held.first}"
     return Document(text, located.label, place, source.category)

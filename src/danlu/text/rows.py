@@ -19,6 +19,7 @@ from danlu.text.elements import begins_with_value, read_elements
 from danlu.text.expansion import Expanded
 from danlu.text.files import Located, suffix_of
 from danlu.text.lines import (
+    BLANK_LINE,
     BOM,
     MARKUP,
     MAX_LINE_BYTES,
@@ -102,7 +103,7 @@ def _read_json_lines(located: Located, gate: Gate) -> Iterator[Value]:
     for line in read_lines(located, gate):
         where = f"{located.label}:{line.number}"
         if not line.text.strip():
-            gate.station.drop("blank line", rows=1, bytes=line.bytes)
+            gate.station.drop(BLANK_LINE, rows=1, bytes=line.bytes)
             continue
         try:
             value = json.loads(line.text)

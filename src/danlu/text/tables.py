@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from danlu.core.errors import DataError
 from danlu.text.files import Located
-from danlu.text.lines import BEHIND, MAX_LINE_BYTES, Gate, Line, Value, as_json, is_unicode, read_lines
+from danlu.text.lines import BEHIND, BLANK_LINE, MAX_LINE_BYTES, Gate, Line, Value, as_json, is_unicode, read_lines
 
 READ_AGAIN = 10  # times the lines of a CSV file that are read again because of bad rows before them, at most
 READ_AHEAD = 1 << 20  # bytes of each column of a Parquet file that are read at a time
@@ -102,7 +102,7 @@ def _read_csv(lines: _CsvLines, located: Located, gate: Gate, names: Names | Non
             gate.rows -= len(row) - 1
             gate.station.drop("lines of one row", rows=len(row) - 1)
         if not cells:
-            gate.station.drop("blank line", rows=1, bytes=size)
+            gate.station.drop(BLANK_LINE, rows=1, bytes=size)
             continue
         if names is not None:
             header = names(len(cells))
@@ -145,7 +145,7 @@ def read_tsv(located: Located, gate: Gate) -> Iterator[Value]:
     for line in read_lines(located, gate):
         where, cells = f"{located.label}:{line.number}", line.text.rstrip("\r\n").split("\t")
         if not line.text.strip():
-            gate.station.drop("blank line", rows=1, bytes=line.bytes)
+            gate.station.drop(BLANK_LINE, rows=1, bytes=line.bytes)
             continue
         if names is None:
             if not any(map(_is_number, cells)):

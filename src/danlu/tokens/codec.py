@@ -38,6 +38,11 @@ LONGEST = 64  # characters of a part that is remembered
 LINES = 64  # parts that are encoded as one text
 MOST = 1 << 19  # parts that are remembered, in some 100 MB
 LARGE = 6_000_000  # characters from which on processes pay: in the time in which they start, this one reads 2 million
+FEW_BATCHES = 64  # that wait for the answer to whether there are so many
+HELD = 4_000_000  # characters for each process that are read and not encoded yet; of one longer text, that one
+MOST_WORKERS = 16
+PROBE = "The 3 foxes’ den, 12:30 —\n\n  人工智能，1998年。\tdef f(x): return x + 1  Ünïcode…"
+Batch = TypeVar("Batch", bound=Sequence[Any])
 T = TypeVar("T")
 
 
@@ -97,8 +102,10 @@ class Codec:
         self._tried = False  # whether cutting has been compared with not cutting
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For another process: what is remembered stays here, but not that cutting did not do."""
-        return _again, (self._source, self._tried and self._cuts is None)
+        """For another process: what is remembered stays here, but not whether cutting does."""
+        if not self._tried and self._cuts is not None:
+            self._cut_or_whole([PROBE])
+        return _again, (self._source, self._cuts is None)
 
     def _copy(self, plain: bool) -> Tokenizer:
         made = Tokenizer.from_str(self._source)
@@ -206,13 +213,17 @@ class Codec:
 
 def _again(source: str, never_cut: bool) -> Codec:
     made = Codec(Tokenizer.from_str(source))
+    made._tried = True
     if never_cut:
         made._cuts = None
     return made
 
 
-def spread(do: Callable[[list[str]], T], batches: Iterable[list[str]], workers: int) -> Iterator[T]:
-    """do(texts) of every batch, in order; of much text only the first, and the others by so many processes."""
+def spread(do: Callable[[Batch], T], batches: Iterable[Batch], workers: int, size: Callable[[Batch], int]) -> Iterator[T]:
+    """do(batch) of every batch, in order; of much text only the first, and the others by so many processes.
+
+    size  characters of a batch
+    """
     source = iter(batches)
     if workers == 1:
         yield from map(do, source)
@@ -220,15 +231,18 @@ def spread(do: Callable[[list[str]], T], batches: Iterable[list[str]], workers: 
     for first in source:
         yield do(first)
         break
-    ahead: list[list[str]] = []
-    size = 0
+    ahead: list[Batch] = []
+    total = 0
     for batch in source:
         ahead.append(batch)
-        size += sum(map(len, batch))
-        if size > LARGE:
-            yield from in_order(do, chain(ahead, source), workers)
-            return
-    yield from map(do, ahead)
+        total += size(batch)
+        if total > LARGE or len(ahead) == FEW_BATCHES:
+            break
+    if total <= LARGE and len(ahead) < FEW_BATCHES:
+        yield from map(do, ahead)
+    else:
+        workers = min(workers, MOST_WORKERS)
+        yield from in_order(do, chain(ahead, source), workers, room=HELD * workers, weigh=size)
 
 
 def _any_of(texts: Sequence[str]) -> re.Pattern[str] | None:

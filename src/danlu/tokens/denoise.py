@@ -28,7 +28,8 @@ class Masked:
     """Masked language modelling (Devlin et al. 2019, arXiv:1810.04805, section 3.1).
 
     Of n tokens max(1, round(probability·n)) are chosen; of these 80 % become the mask, 10 % a random ordinary token, 10 %
-    stay. Whole words are chosen in a random order as long as they fit into that number (the first one always).
+    stay. Whole words are taken in a random order, and those that do not fit into what is left of that number are passed
+    over, as BERT's own code does it; where none fits, so many tokens of the first one are chosen.
 
     mask_id   what stands in place of a token
     ordinary  int [k]: ids that a random token is drawn from
@@ -59,13 +60,14 @@ class Masked:
             return np.sort(draw.permutation(count)[:wanted])
         _, word, sizes = np.unique(words, return_inverse=True, return_counts=True)
         taken, room = list[int](), wanted
-        for number in draw.permutation(len(sizes)):
-            if sizes[number] <= room or not taken:
+        order = draw.permutation(len(sizes))
+        for number in order:
+            if sizes[number] <= room:
                 taken.append(number)
                 room -= sizes[number]
-            if room <= 0:
+            if room == 0:
                 break
-        return np.flatnonzero(np.isin(word, taken))
+        return np.flatnonzero(np.isin(word, taken)) if taken else np.flatnonzero(word == order[0])[:wanted]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,8 +145,10 @@ class Infilling:
         """The text with masks. It never grows beyond its length: insertions that had no room are left out."""
         wanted = round(self.ratio * len(tokens))
         lengths: list[int] = []
-        while sum(lengths) < wanted:
-            lengths.append(min(int(draw.poisson(self.poisson_lambda)), wanted - sum(lengths)))
+        left = wanted
+        while left:
+            lengths.append(min(int(draw.poisson(self.poisson_lambda)), left))
+            left -= lengths[-1]
         spans = np.array([length for length in lengths if length], np.int64)
         inserted = min(len(lengths) - len(spans), wanted - len(spans))
         kept, end = [], 0

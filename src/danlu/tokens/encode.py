@@ -83,6 +83,33 @@ class Ready:
     last_only: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Encodes documents, given as (context, text); may be sent to another process."""
+
+    codec: Codec
+
+    def read(self, rows: Sequence[tuple[str, str]]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """(ids, weights) of each; weights where there is a context, whose own are 0."""
+        plain = iter(self.codec.encode_plain([text for context, text in rows if not context]))
+        behind = iter(self._behind_context([row for row in rows if row[0]]))
+        return [next(behind) if context else (next(plain), None) for context, _ in rows]
+
+    def _behind_context(self, rows: Sequence[tuple[str, str]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        parts = []
+        for context, text in rows:
+            whole = [Segment(0, context + text, plain=True)]
+            parts.append([Segment(0, context, plain=True), Segment(len(context), text, plain=True)]
+                         if self.codec.can_cut else whole)
+        spans = [(len(context), len(context) + len(text)) for context, text in rows]
+        return [(row.ids, weights_from_spans(row.offsets, [span]))
+                for row, span in zip(self.codec.encode(parts), spans, strict=True)]
+
+
+def _size(rows: Sequence[tuple[str, str]]) -> int:
+    return sum(len(context) + len(text) for context, text in rows)
+
+
 class Encoder:
     """Turns records into Examples with one tokenizer.
 
@@ -127,26 +154,12 @@ class Encoder:
         """The examples of many documents, in their order, tokenised in batches."""
         first, last = self._ends_of_document()
         open_stations(ledger, ("tokenize", "overlong", "learn"))
-        found, again = tee(batches(documents, lambda document: len(document.context) + len(document.text)))
-        texts = ([document.text for document in batch if not document.context] for batch in again)
-        for batch, ids_of in zip(found, spread(self.codec.encode_plain, texts, self.workers), strict=True):
-            learned = iter(ids_of)
-            behind = iter(self._behind_context([document for document in batch if document.context]))
-            for document in batch:
-                ids, weights = next(behind) if document.context else (next(learned), None)
+        rows = batches(documents, lambda document: len(document.context) + len(document.text))
+        found, again = tee(rows)
+        texts = ([(document.context, document.text) for document in batch] for batch in again)
+        for batch, encoded in zip(found, spread(_Reader(self.codec).read, texts, self.workers, _size), strict=True):
+            for document, (ids, weights) in zip(batch, encoded, strict=True):
                 yield from self._pieces(document, ids, weights, first, last, ledger)
-
-    def _behind_context(self, documents: Sequence[Document]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(ids, weights) of documents with a context, whose weights are 0."""
-        rows = []
-        for document in documents:
-            context, text = document.context, document.text
-            whole = [Segment(0, context + text, plain=True)]
-            rows.append([Segment(0, context, plain=True), Segment(len(context), text, plain=True)]
-                        if self.codec.can_cut else whole)
-        encoded = self.codec.encode(rows)
-        spans = [(len(document.context), len(document.context) + len(document.text)) for document in documents]
-        return [(row.ids, weights_from_spans(row.offsets, [span])) for row, span in zip(encoded, spans, strict=True)]
 
     def _ends_of_document(self) -> tuple[int, int]:
         last = self.tokenizer.eos_token_id

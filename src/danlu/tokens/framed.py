@@ -4,7 +4,8 @@ The frame is the tokenizer's own, that of a document ([bos] … [eos]) where it 
 `cutoff_len` is cut into pieces without overlap: a model that reads in both directions needs no context repeated. The
 content has the weight 1, the frame 0. Columns tell words and sentences apart where the corruption needs them:
 
-    word      from the tokenizer's own pre-tokenisation, or with `jieba` the words that it finds in Chinese text
+    word      from the tokenizer's own pre-tokenisation, where each token of Chinese text is one; with `jieba` the words
+              that it finds in Chinese text
     sentence  ends after . ! ? 。 ！ ？ … with closing quotes, and after line ends
 
     encoder = FramedEncoder(tokenizer, cutoff_len=128, words="own")
@@ -59,7 +60,11 @@ class FramedEncoder:
         open_stations(ledger, ("tokenize", "frame"))
         found, again = tee(batches(documents, lambda document: len(document.text)))
         texts = ([document.text for document in batch] for batch in again)
-        for batch, encoded in zip(found, spread(self._words.read, texts, self.workers), strict=True):
+
+        def size(texts: list[str]) -> int:
+            return sum(map(len, texts))
+
+        for batch, encoded in zip(found, spread(self._words.read, texts, self.workers, size), strict=True):
             for document, (ids, columns) in zip(batch, encoded, strict=True):
                 yield from self._pieces(document, ids, columns, ledger)
 
@@ -127,6 +132,10 @@ class _Words:
         else:
             begins = np.cumsum([token.startswith(SPACE) for token in encoding.tokens])
             keys = [(-1, int(word)) for word in begins]
+        if self.words == "own":  # a run of Han is no word: each of its tokens is one, and the parts of a character are
+            for place, (at, (begin, _)) in enumerate(zip(last.tolist(), encoding.offsets, strict=True)):
+                if HAN.match(text, at):
+                    keys[place] = (begin, 1)
         if self.words == "jieba":
             cut = chinese_words()
             words = list(chain.from_iterable(_spans(run, cut) for run in HAN.finditer(text)))

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 KIND = "corpus"
-SCHEMA = 3
+SCHEMA = 4
 BYTES_PER_TOKEN = 4  # of a tokenizer trained on such text, in English and in Chinese
 DOCSTRING_SHARE = 0.25  # of Python source that is docstrings
 BYTES_PER_SECOND = 8e6

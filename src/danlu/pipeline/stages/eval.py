@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from danlu.pipeline.judging import Jury, Shown
 
 KIND = "report"
-SCHEMA = 6
+SCHEMA = 7
 READ_FOR_TASKS = ("samples",)
 READ_FOR_PAIRS = ("num_pairs",)
 

@@ -25,8 +25,9 @@ from danlu.pipeline.denoising import (
     DenoiseConfig,
     check_objective,
     check_rows,
+    check_target,
     document_encoder,
-    name_mask,
+    frame_and_name_mask,
     noise_of,
     shape_note,
 )
@@ -113,6 +114,7 @@ def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
     config = model_config(settings, inputs)
     if config is not None:
         check_length(config, settings.cutoff_len)
+        check_target(config, settings)
     folder = inputs[settings.tokenizer].folder if settings.tokenizer is not None else None
     if config is not None and folder is not None and isinstance(settings.model, str):
         try:
@@ -138,7 +140,7 @@ def run(context: Context) -> dict[str, Any]:
 
     def save(loaded: Loaded, folder: Path) -> None:
         save_model(loaded, folder, stop_ids)
-        name_mask(settings, folder)
+        frame_and_name_mask(settings, folder)
 
     measured: dict[str, float] = {}
     noise = noise_of(settings, tokenizer)

@@ -14,6 +14,7 @@ The artifact is a folder that `AutoTokenizer.from_pretrained` opens, with the le
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -34,11 +35,12 @@ from danlu.tokens.splitting import Chinese, Digits
 from danlu.tokens.train import MIN_VOCAB_SIZE, Kind, Options, own_tokens, train_tokenizer
 
 KIND = "tokenizer"
-SCHEMA = 2
+SCHEMA = 3
 # Of training on two cores, for the forecast.
 BYTES_PER_SECOND: dict[Kind, int] = {"byte_bpe": 2_000_000, "wordpiece": 1_000_000, "sentencepiece_bpe": 1_000_000,
                                      "unigram": 300_000}
 MAX_MEASURED = 2_000_000  # bytes of a category that a tokenizer is measured on
+STRETCH = 1 << 14  # characters of what is drawn at once from a category that is too large
 BERT: tuple[Digits, Chinese] = ("free", "characters")  # as BERT's own tokenizers do
 OTHERS: tuple[Digits, Chinese] = ("single", "free")
 FIGURES = "figures.json"
@@ -104,6 +106,8 @@ def forecast(settings: Settings, inputs: Mapping[str, Input]) -> Forecast:
     data = [inputs[text] for text in settings.datasets() if text in inputs]
     size = sum(path.stat().st_size for item in data for path in item.files)
     size += sum(item.forecast.facts.get("bytes", 0) for item in data if item.forecast)
+    if settings.max_bytes_per_category is not None and len(data) == 1 and data[0].produces != "corpus":
+        size = min(size, settings.max_bytes_per_category)  # files are one category, a corpus may hold several
     options, rate = settings.options(), BYTES_PER_SECOND[settings.kind]
     notes = [f"{settings.kind}, {settings.vocab_size:,} tokens, digits: {options.digits}, chinese: {options.chinese}"]
     return Forecast(seconds=Amount(size / rate, exact=False) if size else None, notes=notes,
@@ -173,7 +177,8 @@ class Sample:
         for document in documents(self.context, self.ledger):
             station = self.ledger.station("sample")
             kept = 0
-            for number, chunk in enumerate(chunks_of(document.text)):
+            for number, chunk in enumerate(chunks_of(document.text) if self.limit is None else _stretches(
+                    document.text, min(STRETCH, self.limit // 16 + 1))):
                 size = len(chunk.encode())
                 station.take(bytes=size)
                 if self._chooses(document, number, size):
@@ -195,6 +200,15 @@ class Sample:
         return fits and _draw(document, number) * self.sizes[document.category] <= self.limit
 
 
+def _stretches(text: str, size: int) -> Iterator[str]:
+    """The text in stretches of `size` characters or some more, up to a line end where there is one."""
+    at = 0
+    while at < len(text):
+        end = text.find("\n", at + size - 1, at + 2 * size) + 1 or at + 2 * size
+        yield text[at:end]
+        at = end
+
+
 def _draw(document: Document, number: int) -> float:
     """A number between 0 and 1 that depends on the chunk's name alone."""
     name = f"{document.source}\0{document.id}\0{number}".encode()
@@ -202,16 +216,18 @@ def _draw(document: Document, number: int) -> float:
 
 
 def measured_documents(context: Context) -> tuple[list[Document], dict[str, str]]:
-    """Some megabytes of each category: held-out documents where there are any; and by category which they were."""
+    """The first MAX_MEASURED bytes of each category, of held-out documents where there are any; and of which they are."""
     found: list[Document] = []
     used: dict[str, int] = {}
     measured_on: dict[str, str] = {}
     for split, name in (("heldout", "held-out documents"), ("train", "training text")):
         for document in documents(context, Ledger(), split):
-            size, category = len(document.text.encode()), document.category
-            if measured_on.setdefault(category, name) == name and used.get(category, 0) < MAX_MEASURED:
-                used[category] = used.get(category, 0) + size
-                found.append(document)
+            category, left = document.category, MAX_MEASURED - used.get(document.category, 0)
+            if measured_on.setdefault(category, name) != name or left <= 0:
+                continue
+            text = document.text[:left].encode()[:left].decode(errors="ignore")
+            used[category] = used.get(category, 0) + max(1, len(text.encode()))
+            found.append(replace(document, text=text))
     return found, dict(sorted(measured_on.items()))
 
 
