@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from danlu.core.errors import ConfigError
@@ -138,6 +138,7 @@ def test_all_bytes_that_come_and_go_are_told(text: list[str]) -> None:
 
 @given(text=st.lists(st.sampled_from([STORY, GUSHI, "\nRead more", "\n首页 > 新闻", "\na@b.cn", "ｈｉ１",
         "\n\n"]), max_size=6))
+@example(text=["Read more\n\n首页 > 新闻\n\n", GUSHI])  # a line that goes leaves the empty ones around it
 def test_cleaning_what_was_cleaned_changes_nothing(text: list[str]) -> None:
     once = clean("".join(text), ALL)
     if once.text is not None:

@@ -25,13 +25,12 @@ import numpy as np
 from pydantic import Field
 
 from danlu.core.config import Config
-from danlu.text.characters import compose
+from danlu.text.characters import compose, joined
 
 LINE = np.dtype([("key", "<u8"), ("documents", "<u4"), ("first", "<i8")])  # first: the first document that has the line
 RUN = 1 << 20  # lines of documents that are sorted together
 COUNTED_AT_ONCE = 1 << 22  # lines of documents that are added up together
 _DIGITS = re.compile(r"\d+")
-_EMPTY_LINES = re.compile("\n{3,}")
 
 
 class BoilerplateConfig(Config):
@@ -157,5 +156,5 @@ class Boilerplate:
         goes = [line_key(line, self.config.min_chars) in self.documents for line in lines]
         if not any(goes):
             return text, []
-        kept = "\n".join(line for line, go in zip(lines, goes, strict=True) if not go)
-        return _EMPTY_LINES.sub("\n\n", kept).strip("\n"), [line for line, go in zip(lines, goes, strict=True) if go]
+        kept = joined(line for line, go in zip(lines, goes, strict=True) if not go)
+        return kept, [line for line, go in zip(lines, goes, strict=True) if go]

@@ -10,7 +10,7 @@ single character; case, width, punctuation and line breaks make no difference to
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Literal
 
@@ -24,6 +24,7 @@ SINGLES = ((0x3040, 0x30ff), (0x3400, 0x4dbf), (0x4e00, 0x9fff), (0xf900, 0xfaff
 MARKS = 30  # combining marks in a row that stay: no word has as many (Unicode's annex 15, stream-safe text)
 BLOCK = 1 << 20  # characters of a text whose units are found together
 _BLANK = re.compile(r"[ \n]")
+_EMPTY_LINES = re.compile("\n{3,}")
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U00033479"  # for a class in a regular expression
 
 
@@ -98,6 +99,11 @@ def compose(text: str, form: Literal["NFC", "NFKC"]) -> str:
     if text.isascii():
         return text
     return _MANY_MARKS.sub(r"\1", unicodedata.normalize(form, _MANY_MARKS.sub(r"\1", text)))
+
+
+def joined(lines: Iterable[str]) -> str:
+    """The lines as one text: at most one empty line in a row, and none at its ends."""
+    return _EMPTY_LINES.sub("\n\n", "\n".join(lines)).strip("\n")
 
 
 def units_and_singles(text: str) -> tuple[np.ndarray, np.ndarray]:

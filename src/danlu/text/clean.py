@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from danlu.core.config import Config
 from danlu.text.blocklists import Blocklist, BlocklistConfig
 from danlu.text.boilerplate import Boilerplate, BoilerplateConfig
-from danlu.text.characters import BLANK, HAN, LETTER, NUMBER, SINGLE, compose, kind_counts
+from danlu.text.characters import BLANK, HAN, LETTER, NUMBER, SINGLE, compose, joined, kind_counts
 from danlu.text.langid import LangidConfig, identify, language
 from danlu.text.ngram import CharNgram, PerplexityConfig
 from danlu.text.pii import PiiConfig, mask
@@ -111,7 +111,6 @@ _LINE_ENDS = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
 _CONTROL = "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f"
 _ZERO_WIDTH = "\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff"
 _INVISIBLE = re.compile(f"[{_CONTROL}{_ZERO_WIDTH}]")
-_EMPTY_LINES = re.compile("\n{3,}")
 _FULL_WIDTH = re.compile("[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]+")
 _HAN = re.compile(f"[{HAN}]+")
 
@@ -120,8 +119,7 @@ def normalize(text: str, form: Literal["NFC", "NFKC"] = "NFC") -> str:
     """The normal form; doing it twice changes nothing. Joiners inside emoji and Indic or Persian words are kept."""
     text = _INVISIBLE.sub("", _LINE_ENDS.sub("\n", text))
     text = compose(text, form)
-    text = "\n".join(line.rstrip() for line in text.split("\n"))
-    return _EMPTY_LINES.sub("\n\n", text).strip("\n")
+    return joined(line.rstrip() for line in text.split("\n"))
 
 
 def half_width(text: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from danlu.core.config import Config
-from danlu.text.characters import BLANK, NUM_KINDS, SINGLE, SYMBOL, codes_of, kinds_of, mix64
+from danlu.text.characters import BLANK, NUM_KINDS, SINGLE, SYMBOL, codes_of, joined, kinds_of, mix64
 from danlu.text.rules import duplicates, may_exceed, repeated_ngram_chars, top_ngram_chars
 
 LONG_LINE = 40  # characters; a longer line is a sentence that mentions such a thing, not a button
@@ -69,7 +69,7 @@ def drop_frame_lines(text: str, config: ChineseConfig) -> tuple[str, int]:
             dropped += 1
         else:
             kept.append(line)
-    return ("\n".join(kept).strip("\n"), dropped) if dropped else (text, 0)
+    return (joined(kept), dropped) if dropped else (text, 0)
 
 
 def chinese(text: str, config: ChineseConfig) -> tuple[str, str | None, int]:
