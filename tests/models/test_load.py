@@ -174,3 +174,22 @@ def test_a_model_without_sdpa_falls_back_to_its_own_attention(monkeypatch) -> No
     monkeypatch.setattr(type(root.lm), "_supports_sdpa", False)
     assert why_not_packed(root)
     assert root.lm.config._attn_implementation == "eager"
+
+
+def test_attention_in_half_precision_on_a_cpu_is_computed_in_full(monkeypatch) -> None:
+    """Where there are gradients and rows are short; torch's kernel is slower there, and less exact."""
+    seen, plain = [], attention.F.scaled_dot_product_attention
+
+    def watched(query, *others, **named):
+        seen.append((query.dtype, torch.is_autocast_enabled("cpu")))
+        return plain(query, *others, **named)
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", watched)
+    q, k, v = (torch.randn(1, 4, 9, 8, requires_grad=True) for _ in range(3))
+    exact = attention._attend(q, k, v, 0, None, 0.0, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention._attend(q, k.bfloat16(), v.bfloat16(), 0, None, 0.0, None)
+        with torch.no_grad():
+            attention._attend(q, k, v, 0, None, 0.0, None)
+    assert seen == [(torch.float32, False), (torch.float32, False), (torch.float32, True)]
+    assert found.dtype == torch.bfloat16 and (found - exact).abs().max() < 0.03

@@ -142,6 +142,10 @@ def _tree(tree: Tree, q: Tensor, k: Tensor, v: Tensor, scaling: float | None, dr
 def _attend(q: Tensor, k: Tensor, v: Tensor, past: int, scaling: float | None, dropout: float,
             window: int | None) -> Tensor:
     """Causal attention of queries that stand `past` positions after the first key."""
+    half = torch.is_autocast_enabled("cpu") or v.dtype in (torch.bfloat16, torch.float16)
+    if q.device.type == "cpu" and half and torch.is_grad_enabled() and k.shape[2] <= SHORT:
+        with torch.autocast("cpu", enabled=False):  # torch's backward pass takes over twice as long in half precision there
+            return _attend(q.float(), k.float(), v.float(), past, scaling, dropout, window).to(v.dtype)
     grouped = q.shape[1] != k.shape[1]
     length = k.shape[2]
     if past == 0 and (window is None or length <= window):
