@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from danlu.core.ledger import Ledger
+from danlu.core.processes import AHEAD
 from danlu.core.records import Document
 from danlu.tokens import codec as codec_module
 from danlu.tokens.codec import Codec, spread
@@ -63,35 +64,40 @@ def process(texts):
     return os.getpid()
 
 
-def size(texts):
-    return sum(map(len, texts))
+def texts_of(batch):
+    return ["a" * batch]
+
+
+def encoded_by(batches, workers):
+    found = list(spread(process, batches, texts_of, workers))
+    assert [batch for batch, _ in found] == list(batches), "each beside its own"
+    return [made for _, made in found]
 
 
 def test_the_first_batch_and_little_text_stay_here(monkeypatch):
-    batches = [["a" * 1000]] * 8
-    assert set(spread(process, batches, 2, size)) == {os.getpid()}
+    batches = [1000] * 7 + [999]
+    assert set(encoded_by(batches, 2)) == {os.getpid()}
     monkeypatch.setattr(codec_module, "LARGE", 3000)
-    first, *others = spread(process, batches, 2, size)
+    first, *others = encoded_by(batches, 2)
     assert first == os.getpid() and first not in others and len(others) == 7
-    assert set(spread(process, batches, 1, size)) == set(spread(process, batches[:4], 2, size)) == {os.getpid()}
+    assert set(encoded_by(batches, 1)) == set(encoded_by(batches[:4], 2)) == {os.getpid()}
 
 
-def test_what_waits_is_bounded_whatever_it_is(monkeypatch):
+@pytest.mark.parametrize(("length", "most"), [(0, 10 + 2 * AHEAD), (1000, 10 + 4)])
+def test_what_waits_is_bounded_whatever_it_is(monkeypatch, length, most):
     """Of empty texts, too: the whole data would be in memory otherwise."""
+    monkeypatch.setattr(codec_module, "FEW_BATCHES", 10)
+    monkeypatch.setattr(codec_module, "HELD", 2000)
     asked = 0
 
-    def batches(text):
+    def batches():
         nonlocal asked
-        for _ in range(300):
+        for _ in range(100):
             asked += 1
-            yield [text]
+            yield length
 
-    for given, read, most in ((codec_module.FEW_BATCHES, "", 300), (10, "a" * 1000, 10 + 8 + 3)):
-        monkeypatch.setattr(codec_module, "FEW_BATCHES", given)
-        monkeypatch.setattr(codec_module, "HELD", 4000)
-        asked = 0
-        for number, _ in enumerate(spread(process, batches(read), 2, size)):
-            assert asked <= number + most
+    for number, _ in enumerate(spread(process, batches(), texts_of, 2)):
+        assert asked <= number + most + 2  # this one, and the one that is looked at next
 
 
 def test_a_codec_that_must_not_cut_does_not_elsewhere(monkeypatch, tokenizer):

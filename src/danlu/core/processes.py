@@ -5,6 +5,7 @@
 Each worker is a fresh interpreter, which reads the program's script again up to `if __name__ == "__main__":`.
 """
 
+import math
 import multiprocessing
 import os
 import signal
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 
 from danlu.core.errors import ConfigError, DataError
 
-AHEAD = 8  # jobs a worker that are given out before the first result is asked for
+AHEAD = 8  # jobs a worker that are given out and whose results nobody has taken yet, at most
 GUARD = 'A script that starts processes has to begin its work behind `if __name__ == "__main__":`'
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 Job = TypeVar("Job")
@@ -45,12 +46,12 @@ def refuse_in_worker() -> None:
         raise ConfigError("this script begins its work again in each process that it starts", hint=f"{GUARD}.")
 
 
-def in_order(do: Callable[[Job], Result], jobs: Iterable[Job], workers: int, *, room: int | None = None,
+def in_order(do: Callable[[Job], Result], jobs: Iterable[Job], workers: int, *, room: float = math.inf,
              weigh: Callable[[Job], int] = lambda job: 1) -> Iterator[Result]:
     """do(job) of every job, in order; one worker is this very process.
 
     do     is sent to each worker once
-    room   what is given out and not taken back yet weighs at most so much, or is one job; default: AHEAD jobs a worker
+    room   what is given out weighs at most so much, or is one job
     weigh  the weight of a job
 
     Raises what a job raises (of several, the first job's), and DataError where a process was ended from outside. Where it
@@ -60,7 +61,6 @@ def in_order(do: Callable[[Job], Result], jobs: Iterable[Job], workers: int, *, 
         yield from map(do, jobs)
         return
     refuse_in_worker()
-    room = AHEAD * workers if room is None else room
     # a fresh interpreter each: a fork of a process with threads (Arrow's, torch's) may hang
     context = multiprocessing.get_context("spawn")
     told, teller = context.Pipe(duplex=False)
@@ -70,7 +70,7 @@ def in_order(do: Callable[[Job], Result], jobs: Iterable[Job], workers: int, *, 
     job = next(source, None)
     try:
         while waiting or job is not None:
-            while job is not None and (not waiting or held + weigh(job) <= room):
+            while job is not None and len(waiting) < AHEAD * workers and (not waiting or held + weigh(job) <= room):
                 waiting.append((pool.submit(_work, job), weigh(job)))
                 held += waiting[-1][1]
                 job = next(source, None)

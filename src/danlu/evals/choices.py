@@ -291,8 +291,7 @@ def _texts(value: Any, name: str) -> list[str]:
 def _joined(context: str, answer: str) -> str:
     """The answer as it follows the context: behind a blank, unless either is Chinese where they meet."""
     answer = answer.strip()
-    near = [character for text in (context[::-1], answer) for character in text[:1]]
-    wide = any(unicodedata.east_asian_width(character) in "WF" for character in near)
+    wide = any(unicodedata.east_asian_width(character) in "WF" for character in context[-1:] + answer[:1])
     quoted = context[-1:] in CHINESE_MARKS and any(HAN_LETTER.match(character) for character in context[-3:-1])
     return answer if wide or quoted or not context else f" {answer}"
 

@@ -213,22 +213,31 @@ def check_rows(loaded: Any, cutoff_len: int) -> Any:
     return loaded
 
 
-def frame_and_name_mask(settings: Any, folder: Path) -> None:
-    """Has a saved tokenizer frame texts as the model has read them, and name the mask, so that `fill-mask` finds it."""
+def save_form(settings: Any, folder: Path) -> None:
+    """Has a saved tokenizer frame texts as the model has read them, where it does not by itself."""
     from danlu.models.load import load_tokenizer
     from danlu.tokens.labelled import Form
 
+    if settings.kind == "causal":
+        return
     tokenizer = load_tokenizer(folder)
-    if settings.kind != "causal" and not (form := Form.of(tokenizer)).is_own:
-        backend = tokenizer.backend_tokenizer
-        special = {id: backend.id_to_token(id) for ids in form.two for id in ids}
-        first, between, last = (" ".join(special[id] for id in ids) for ids in form.two)
-        frame = processors.TemplateProcessing(single=f"{first} $A {last}".split(),
-                                              pair=f"{first} $A {between} $B:1 {last}".split(),
-                                              special_tokens=[(token, id) for id, token in special.items()])
-        before = backend.post_processor
-        backend.post_processor = frame if before is None else processors.Sequence([before, frame])
-        backend.save(str(folder / "tokenizer.json"))
+    form, backend = Form.of(tokenizer), tokenizer.backend_tokenizer
+    if form.is_own:
+        return
+    special = {id: backend.id_to_token(id) for ids in form.two for id in ids}
+    first, between, last = ([special[id] for id in ids] for ids in form.two)
+    frame = processors.TemplateProcessing(single=[*first, "$A", *last], pair=[*first, "$A", *between, "$B:1", *last],
+                                          special_tokens=[(token, id) for id, token in special.items()])
+    before = backend.post_processor
+    backend.post_processor = frame if before is None else processors.Sequence([before, frame])
+    backend.save(str(folder / "tokenizer.json"))
+
+
+def name_mask(settings: Any, folder: Path) -> None:
+    """Names the mask in the files of a saved tokenizer, where it does not yet, so that `fill-mask` finds it."""
+    from danlu.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
     if settings.objective not in ("masked", "infilling") or tokenizer.mask_token is not None:
         return
     [mask] = special_tokens(settings, vocabulary_of(tokenizer), None)

@@ -20,7 +20,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, groupby, pairwise
+from itertools import chain, groupby, islice, pairwise, tee
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,7 +42,8 @@ FEW_BATCHES = 64  # that wait for the answer to whether there are so many
 HELD = 4_000_000  # characters for each process that are read and not encoded yet; of one longer text, that one
 MOST_WORKERS = 16
 PROBE = "The 3 foxes’ den, 12:30 —\n\n  人工智能，1998年。\tdef f(x): return x + 1  Ünïcode…"
-Batch = TypeVar("Batch", bound=Sequence[Any])
+Batch = TypeVar("Batch")
+Rows = TypeVar("Rows", list[str], list[tuple[str, str]])
 T = TypeVar("T")
 
 
@@ -219,30 +220,34 @@ def _again(source: str, never_cut: bool) -> Codec:
     return made
 
 
-def spread(do: Callable[[Batch], T], batches: Iterable[Batch], workers: int, size: Callable[[Batch], int]) -> Iterator[T]:
-    """do(batch) of every batch, in order; of much text only the first, and the others by so many processes.
+def spread(do: Callable[[Rows], T], batches: Iterable[Batch], rows_of: Callable[[Batch], Rows], workers: int
+           ) -> Iterator[tuple[Batch, T]]:
+    """Each batch with do(its rows), in order; of much text only the first is done here, the others by so many processes.
 
-    size  characters of a batch
+    rows_of  the texts of a batch, or tuples of texts: what is sent to another process
     """
-    source = iter(batches)
-    if workers == 1:
-        yield from map(do, source)
-        return
-    for first in source:
-        yield do(first)
-        break
-    ahead: list[Batch] = []
-    total = 0
-    for batch in source:
-        ahead.append(batch)
-        total += size(batch)
+    found, again = tee(batches)
+    yield from zip(found, _spread(do, map(rows_of, again), workers), strict=True)
+
+
+def _spread(do: Callable[[Rows], T], batches: Iterator[Rows], workers: int) -> Iterator[T]:
+    if workers > 1:
+        yield from map(do, islice(batches, 1))
+        ahead, total = list[Rows](), 0
+        while total <= LARGE and len(ahead) < FEW_BATCHES and (more := list(islice(batches, 1))):
+            ahead += more
+            total += _size(more[0])
+        batches = chain(ahead, batches)
         if total > LARGE or len(ahead) == FEW_BATCHES:
-            break
-    if total <= LARGE and len(ahead) < FEW_BATCHES:
-        yield from map(do, ahead)
-    else:
-        workers = min(workers, MOST_WORKERS)
-        yield from in_order(do, chain(ahead, source), workers, room=HELD * workers, weigh=size)
+            workers = min(workers, MOST_WORKERS)
+            yield from in_order(do, batches, workers, room=HELD * workers, weigh=_size)
+            return
+    yield from map(do, batches)
+
+
+def _size(rows: Sequence[str | tuple[str, ...]]) -> int:
+    """The characters of texts, or of tuples of them."""
+    return sum(len(row) if isinstance(row, str) else sum(map(len, row)) for row in rows)
 
 
 def _any_of(texts: Sequence[str]) -> re.Pattern[str] | None:

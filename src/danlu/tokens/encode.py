@@ -17,7 +17,7 @@ Stations of the ledger: `render` (dialogues: rows, bytes of what was said), `tok
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice, tee
+from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -106,8 +106,8 @@ class _Reader:
                 for row, span in zip(self.codec.encode(parts), spans, strict=True)]
 
 
-def _size(rows: Sequence[tuple[str, str]]) -> int:
-    return sum(len(context) + len(text) for context, text in rows)
+def _rows(documents: Sequence[Document]) -> list[tuple[str, str]]:
+    return [(document.context, document.text) for document in documents]
 
 
 class Encoder:
@@ -154,10 +154,8 @@ class Encoder:
         """The examples of many documents, in their order, tokenised in batches."""
         first, last = self._ends_of_document()
         open_stations(ledger, ("tokenize", "overlong", "learn"))
-        rows = batches(documents, lambda document: len(document.context) + len(document.text))
-        found, again = tee(rows)
-        texts = ([(document.context, document.text) for document in batch] for batch in again)
-        for batch, encoded in zip(found, spread(_Reader(self.codec).read, texts, self.workers, _size), strict=True):
+        found = batches(documents, lambda document: len(document.context) + len(document.text))
+        for batch, encoded in spread(_Reader(self.codec).read, found, _rows, self.workers):
             for document, (ids, weights) in zip(batch, encoded, strict=True):
                 yield from self._pieces(document, ids, weights, first, last, ledger)
 

@@ -15,8 +15,8 @@ Stations of the ledger: `tokenize` (rows, bytes in and tokens out), `frame` (pie
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from itertools import chain, pairwise, tee
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -53,18 +53,13 @@ class FramedEncoder:
         self.workers = workers
         if self.room < 1:
             raise ConfigError(f"cutoff_len {cutoff_len} leaves no room between the special tokens", key="cutoff_len")
-        self._words = _Words(self.codec, words, sentences)
+        self._reader = _Reader(self.codec, words, sentences)
 
     def documents(self, documents: Iterable[Document], ledger: Ledger) -> Iterator[Example]:
         """The examples of many documents, in their order, tokenised in batches."""
         open_stations(ledger, ("tokenize", "frame"))
-        found, again = tee(batches(documents, lambda document: len(document.text)))
-        texts = ([document.text for document in batch] for batch in again)
-
-        def size(texts: list[str]) -> int:
-            return sum(map(len, texts))
-
-        for batch, encoded in zip(found, spread(self._words.read, texts, self.workers, size), strict=True):
+        found = batches(documents, lambda document: len(document.text))
+        for batch, encoded in spread(self._reader.read, found, _texts, self.workers):
             for document, (ids, columns) in zip(batch, encoded, strict=True):
                 yield from self._pieces(document, ids, columns, ledger)
 
@@ -97,7 +92,11 @@ class FramedEncoder:
         return np.pad(column.astype(np.float32), (len(self.before), len(self.after)), constant_values=outside)
 
 
-class _Words:
+def _texts(documents: Sequence[Document]) -> list[str]:
+    return [document.text for document in documents]
+
+
+class _Reader:
     """Encodes texts, and numbers the words and sentences of their tokens; may be sent to another process."""
 
     def __init__(self, codec: Codec, words: Words | None, sentences: bool) -> None:

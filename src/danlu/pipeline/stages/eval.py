@@ -89,7 +89,7 @@ class Settings(TextSettings, ChoiceSettings):
     @model_validator(mode="after")
     def _eval_reads_all(self) -> "Settings":
         drawn, judged = bool(self.tasks or self.judge_prompts), self.judge is not None
-        asked, reads = bool(drawn or self.prompts or self.beginnings), self.corpus is not None or bool(self.texts)
+        asked, reads = bool(drawn or self.prompts), self.corpus is not None or bool(self.texts)
         quizzed = bool(self.benchmarks)
         for needed, there, names in (("corpus or texts", reads, (*READ_FOR_BITS, "max_rise")),
                                      ("corpus", self.corpus is not None, ("ngram_max_bytes",)),
@@ -98,11 +98,11 @@ class Settings(TextSettings, ChoiceSettings):
                                      ("tasks", bool(self.tasks), READ_FOR_TASKS),
                                      ("tasks or judge_prompts", drawn, ("num_prompts",)),
                                      ("a judge", judged or not self.judge_prompts, ("judge_prompts",)),
-                                     ("tasks, prompts or beginnings", asked, ("max_new_tokens",)),
-                                     ("tasks or prompts", bool(drawn or self.prompts), ("batch_size",)),
+                                     ("tasks, prompts or beginnings", asked or bool(self.beginnings),
+                                      ("max_new_tokens",)),
+                                     ("tasks or prompts", asked, ("batch_size",)),
                                      ("preferences", bool(self.preferences), READ_FOR_PAIRS),
-                                     ("tasks, prompts or preferences",
-                                      bool(drawn or self.prompts or self.preferences), ("judge",)),
+                                     ("tasks, prompts or preferences", asked or bool(self.preferences), ("judge",)),
                                      ("corpus, texts, benchmarks, or a judge and tasks",
                                       reads or quizzed or (judged and drawn), ("reference",)),
                                      ("corpus, texts, benchmarks, preferences or judge",
@@ -305,7 +305,7 @@ def _measure(context: Context, text: str, name: str, questions: "Sequence[Questi
     """Everything about one model; its memory is free again afterwards."""
     import torch
 
-    from danlu.evals.figures import Answered, ModelEntry
+    from danlu.evals.figures import ModelEntry
     from danlu.evals.lineage import loss_curves
     from danlu.evals.perplexity import first_token_in_words
     from danlu.models.generate import max_positions
@@ -326,13 +326,7 @@ def _measure(context: Context, text: str, name: str, questions: "Sequence[Questi
     found.reading.measure(name, loaded, window)
     found.quiz.ask(name, loaded, positions)
     if settings.beginnings:
-        try:
-            made = continuations(loaded.lm, loaded.tokenizer, settings.beginnings, settings.max_new_tokens,
-                                 ("beginnings", "max_new_tokens"))
-        except DataError as error:
-            found.notes.append(f"{name} was given no beginnings: {error.message}")
-            made = [""] * len(settings.beginnings)
-        found.continued.append([Answered(name, text, None) for text in made])
+        _go_on(settings, name, loaded, found)
     if questions or settings.prompts or settings.judge_prompts:
         _answers(context, name, loaded, questions, found)
     found.jury.prefer(name, loaded)
@@ -342,6 +336,19 @@ def _display_name(models: Sequence[str], text: str) -> str:
     """What a model is called in the report: the last part of its path, where that is not another's too."""
     short = Path(text).name or text
     return short if sum(Path(other).name == short for other in models) == 1 else text
+
+
+def _go_on(settings: Settings, name: str, loaded: "Loaded", found: _Findings) -> None:
+    """The beginnings, gone on with greedily and without a template."""
+    from danlu.evals.figures import Answered
+
+    try:
+        made = continuations(loaded.lm, loaded.tokenizer, settings.beginnings, settings.max_new_tokens,
+                             ("beginnings", "max_new_tokens"))
+    except DataError as error:
+        found.notes.append(f"{name} was given no beginnings: {error.message}")
+        made = [""] * len(settings.beginnings)
+    found.continued.append([Answered(name, text, None) for text in made])
 
 
 def _answers(context: Context, name: str, loaded: "Loaded", questions: "Sequence[Question]", found: _Findings) -> None:

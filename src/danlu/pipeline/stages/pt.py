@@ -27,8 +27,9 @@ from danlu.pipeline.denoising import (
     check_rows,
     check_target,
     document_encoder,
-    frame_and_name_mask,
+    name_mask,
     noise_of,
+    save_form,
     shape_note,
 )
 from danlu.pipeline.examples import DataConfig, Prepared, Recipe, first, prepare, split_by_hash
@@ -140,7 +141,8 @@ def run(context: Context) -> dict[str, Any]:
 
     def save(loaded: Loaded, folder: Path) -> None:
         save_model(loaded, folder, stop_ids)
-        frame_and_name_mask(settings, folder)
+        save_form(settings, folder)
+        name_mask(settings, folder)
 
     measured: dict[str, float] = {}
     noise = noise_of(settings, tokenizer)
