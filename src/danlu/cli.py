@@ -117,10 +117,13 @@ def plan_command(recipe: RecipePath, overrides: Overrides = None, runs: Runs = P
 
     [bold]Example:[/] danlu plan recipes/quickstart.yaml
     """
+    from danlu.pipeline.inspect import accounts_beforehand
     from danlu.pipeline.plan import plan
     from danlu.pipeline.recipe import Recipe
 
-    plan(Recipe.load(recipe, overrides or ()), runs).render(_console())
+    found = plan(Recipe.load(recipe, overrides or ()), runs)
+    console = _console()
+    found.render(console, accounts_beforehand(found, console))
 
 
 @app.command()

@@ -44,6 +44,10 @@ LETTERED = "Which is warm?\nA. ice\nB. fire\nAnswer:"
      (" 1", " 2", " 3"), 1),
     ({"question": "How much is 1 + 1?", "choices": ["2", "3", "1"], "answer": 0}, ("How much is 1 + 1?",),
      (" 2", " 3", " 1"), 0),  # a whole number beside texts is a place
+    ({"question": "A. B. 问：哪个暖？（ 　　） \nA．冰   \nB．火C．水\n", "answer": ["B"]},
+     ("A. B. 问：哪个暖？（ 　　）\nA. 冰\nB. 火\nC. 水\n答案：",), ("A", "B", "C"), 1),
+    ({"question": "Which is warm, says U.S.A.? (A) ice (B) fire", "answer": "A"},
+     ("Which is warm, says U.S.A.?\nA. ice\nB. fire\nAnswer:",), (" A", " B"), 0),
     ({"goal": "Light a fire", "sol1": "with ice", "sol2": "with wood", "label": 1}, ("Light a fire",),
      (" with ice", " with wood"), 1),
     ({"context_options": ["Ann called Bo, so Ann ", "Ann called Bo, so Bo"], "continuation": "was called.", "gold": 1},
@@ -89,6 +93,8 @@ def test_letters_or_texts_as_the_recipe_says() -> None:
     ({"query": "x", "choices": ["B", "A"], "answer": "A"}, "right answer ambiguous"),
     ({"query": "x", "options": ["a", "b"], "label": ["A", "B"]}, "not one right answer"),
     ({"query": " ", "choices": ["a", "b"], "gold": 0}, "empty text"),
+    ({"question": "Which? A. ice D. fire", "answer": "A"}, "unknown shape"),
+    ({"question": "Which? A. ice B. fire D. water", "answer": "D"}, "right answer unknown"),
     ({"text": "word"}, "one word only"),
     ({"sentence": "no gap", "option1": "a", "option2": "b", "answer": "1"}, "no gap"),
 ])
@@ -134,6 +140,22 @@ def test_files_in_folders_and_bad_rows_are_counted(tmp_path: Path) -> None:
     [station] = ledger.to_json()["stations"]
     unread = {note: count for note, count in station["notes"].items() if note.startswith("not read")}
     assert unread == {"not read: more": 1, "not read: ": 1} and station["out"]["rows"] == 2
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_file_that_is_one_object_with_a_list_of_questions(tmp_path: Path, indent: int | None) -> None:
+    rows = [{"question": f"哪个暖？A．冰 B．火{number}", "answer": ["B"]} for number in range(9)] + [{"question": "？"}, 7]
+    (tmp_path / "law.json").write_text(json.dumps({"keywords": "law", "example": rows}, indent=indent), "utf-8")
+    ledger = Ledger()
+    items = read_items("law.json", tmp_path, ledger)
+    ledger.check()
+    assert [(found.subject, found.id) for found in items] == [
+        ("law", f"law.json:1 (example[{number}])") for number in range(9)]
+    assert [(bad.where, bad.reason.partition(":")[0]) for bad in ledger.quarantined] == [
+        ("law.json:1 (example[9])", "unknown shape"), ("law.json:1 (example[10])", "not an object but a number")]
+    [station] = ledger.to_json()["stations"]
+    assert station["in"] == {"rows": 1, "bytes": (tmp_path / "law.json").stat().st_size, "tokens": 0}
+    assert station["out"]["rows"] == 9 and station["added"]["questions in one object"]["rows"] == 10
 
 
 def test_a_file_without_questions_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from small_runs import changed
 
 from danlu.core.errors import ConfigError, DataError
-from danlu.pipeline.inspect import inspect_step
+from danlu.pipeline.inspect import accounts_beforehand, inspect_step
 from danlu.pipeline.plan import plan
 from danlu.pipeline.recipe import Recipe
 from danlu.pipeline.run import run
@@ -146,6 +146,24 @@ def test_the_plan_knows_about_as_much(home) -> None:
     both, one = (plan(changed(RECIPE, **passes, base__mix={"shares": shares})).steps["base"].forecast
                  for shares in ({"zh": 0.5, "en": 0.5}, {"zh": 1, "en": 0}))
     assert one.tokens.value < 0.9 * both.tokens.value, "what has no share is not read"
+
+
+def test_the_plan_knows_exactly_once_the_examples_are_there(home) -> None:
+    found = plan(changed(RECIPE, base__max_steps=14))
+    accounts = accounts_beforehand(found, Console(quiet=True))
+    text = said(lambda console: found.render(console, accounts))
+    inspected = said(lambda console: inspect_step(changed(RECIPE, base__max_steps=14), "base", console))
+    told = rows_of(inspected, "what 14 steps")
+    planned = rows_of(text, "base: mix of learned tokens, 2 buckets")
+    assert planned == {name: cells for name, cells in told.items() if name in planned} and {*planned} == {
+        "en", "qa", "zh", "all"}
+    assert planned["zh"][0] != planned["zh"][1] and rows_of(text, "asked → realised")["qa"][0] == "0.00 % → 0.00 %"
+    before = sorted(Path("runs/mixed").rglob("*"))
+    for other in ({"base__cutoff_len": 40}, {"base__dataset": "corpus", "base__mix": SMALL["base__mix"]}):
+        assert accounts_beforehand(plan(changed(RECIPE, **other)), Console(quiet=True)) == {}, "other examples"
+    assert accounts_beforehand(plan(changed(RECIPE)), Console(quiet=True)) == {}, "has run; nothing is planned"
+    assert accounts_beforehand(plan(changed(RECIPE, corpus__heldout_share=0.3)), Console(quiet=True)) == {}
+    assert sorted(Path("runs/mixed").rglob("*")) == before, "a plan writes nothing"
 
 
 @pytest.mark.parametrize(("settings", "message"), [

@@ -2,10 +2,12 @@
 
     {"query": "…", "choices": ["…", "…"], "gold": 1}       also question/options/label, question/choices/answerKey (with
                                                            texts and labels), ctx/endings, goal/sol1/sol2, a passage before
+    {"question": "… A．… B．… C．…", "answer": ["B"]}        answers inside the question, as in exam papers
     question,A,B,C,D,answer                                a CSV with these column names, or without any as MMLU is had
     {"context_options": ["…", "…"], "continuation": "…", "gold": 0}      which beginning makes the end more probable; also
                                                            a sentence with _ where option1 or option2 (answer 1 or 2) goes
     {"context": "…", "continuation": "…"}                  a cloze: what comes next; of {"text": "…"} it is the last word
+    {"name": "…", "example": [{…}, {…}]}                   a file that is one object, with the questions in a list
 
 An Item is contexts and continuations, whose log-probabilities are compared. Answers are compared by their `text`, or by
 their `letter` after the lettered list: columns A to D and `options` mean letters, `choices` mean texts, unless the recipe
@@ -17,7 +19,7 @@ import re
 import unicodedata
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path, PurePosixPath
 from string import ascii_uppercase
 from typing import Any, Literal
@@ -28,7 +30,18 @@ from danlu.text.characters import HAN
 from danlu.text.clean import language
 from danlu.text.fields import BadRow, Values, known_values, unknown_shape
 from danlu.text.files import DATA_SUFFIXES, Located, suffix_of
-from danlu.text.lines import MAX_LINE_BYTES, UNREADABLE, Gate, Value, kind_of, open_text, refuse_value, unreadable
+from danlu.text.lines import (
+    MARKUP,
+    MAX_LINE_BYTES,
+    UNREADABLE,
+    Gate,
+    Value,
+    as_json,
+    kind_of,
+    open_text,
+    refuse_value,
+    unreadable,
+)
 from danlu.text.registry import counted, find
 from danlu.text.rows import read_values
 from danlu.text.tables import read_csv
@@ -47,6 +60,7 @@ LABELLED = ("Question:", "Q:", "问题：")  # questions that say that they are 
 _SPLIT = re.compile(r"[_-](test|dev|val|valid|validation|train)$")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _LETTERED = re.compile(r"\s*[(（]?([A-Z])[)）.．、:：]\s*")
+_MARK = re.compile(r"(?<![!-~])[(（]?([A-Z])[)）.．、:：]\s*")  # behind a blank, a line end or what is not ASCII
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +111,7 @@ def read_items(path: str, base: Path, ledger: Ledger, answers: Answers | None = 
     def read() -> Generator[Item, None, None]:
         for located in found.files:
             values = _read_nameless(located, gate) if _is_nameless(located) else read_values(located, gate)
-            for value in values:
+            for value in chain.from_iterable(_inside(value, gate) for value in values):
                 if not isinstance(value.value, dict):
                     refuse_value(gate, value, f"not an object but {kind_of(value.value)}")
                     continue
@@ -117,6 +131,22 @@ def read_items(path: str, base: Path, ledger: Ledger, answers: Answers | None = 
         first = f" (the first row: {ledger.quarantined[0].reason})" if ledger.quarantined else ""
         raise DataError(f"holds no question with answers to choose from, and no cloze{first}", where=path)
     return items
+
+
+def _inside(value: Value, gate: Gate) -> Iterator[Value]:
+    """A value, or the questions in it where it is a whole file, an object that holds one list of them and no question."""
+    fields = value.value if value.whole and isinstance(value.value, dict) else {}
+    lists = [name for name, rows in fields.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)]
+    if len(lists) != 1 or any(str(name).lower() in QUESTIONS for name in fields):
+        yield value
+        return
+    [name], left = lists, value.bytes
+    gate.split("questions in one object", len(fields[name]) - 1)
+    for number, row in enumerate(fields[name]):
+        size = min(left, len(as_json(row).encode("utf-8", "replace")))
+        left -= size
+        yield Value(f"{value.where} ({name}[{number}])", row, size)
+    gate.station.drop(MARKUP, bytes=left)
 
 
 def _subject(row: Values, label: str) -> str:
@@ -179,7 +209,7 @@ def _choice(row: Values, names: Mapping[str, Any], where: str, subject: str, ans
     question = row[names[asked]]
     inside = question if isinstance(question, dict) else {}  # ARC as it was published: {"stem": …, "choices": […]}
     text = _text(inside, "stem") if inside else _text(row, names[asked])
-    options, labels, lettered = _options(row, names, inside)
+    text, options, labels, lettered = _options(row, names, inside, text)
     gold = _gold(row, names, options, labels=labels)
     before = next((name for name in PASSAGES if name in names and row[names[name]]), None)
     passage = "" if before is None else f"{_text(row, names[before]).strip()}\n"
@@ -198,8 +228,9 @@ def _choice(row: Values, names: Mapping[str, Any], where: str, subject: str, ans
     return Item((context,), tuple(_joined(context, answer) for answer in said), gold, subject, where)
 
 
-def _options(row: Values, names: Mapping[str, Any], inside: Values) -> tuple[list[str], list[str], bool]:
-    """The answers, the labels that they go by ([]: none), and whether letters are how such sets ask for them."""
+def _options(row: Values, names: Mapping[str, Any], inside: Values, text: str) -> tuple[str, list[str], list[str], bool]:
+    """The question without its answers, these, the labels that they go by ([]: none), and whether letters are how such
+    sets ask for them."""
     columns = [letter for letter in ascii_uppercase[:10] if letter.lower() in names]
     name = next((name for name in OPTIONS if name in names), None)
     if name is not None or "choices" in inside:
@@ -210,6 +241,8 @@ def _options(row: Values, names: Mapping[str, Any], inside: Values) -> tuple[lis
         texts, labels, lettered = [_text(row, names[key]) for key in ("sol1", "sol2")], [], False
     elif columns[:2] == ["A", "B"]:
         texts, labels, lettered = [_text(row, names[letter.lower()]) for letter in columns], columns, True
+    elif written := _written(text):
+        (text, *texts), labels, lettered = written, [], True
     else:
         raise unknown_shape(row)
     if len(texts) < 2:
@@ -220,7 +253,22 @@ def _options(row: Values, names: Mapping[str, Any], inside: Values) -> tuple[lis
         marks = [_LETTERED.match(text) for text in texts]
         if all(mark is not None and mark[1] == letter for mark, letter in zip(marks, ascii_uppercase)):
             texts = [text[mark.end():] for text, mark in zip(texts, marks) if mark is not None]
-    return [text.strip() for text in texts], labels, lettered
+    return text, [text.strip() for text in texts], labels, lettered
+
+
+def _written(text: str) -> list[str]:
+    """A question that ends with its answers, taken apart: “…（　） A．… B．… C．…”; [] where it does not.
+
+    As many answers as follow each other in the alphabet, from the last A on: an earlier one may be a part of the text.
+    """
+    marks = list(_MARK.finditer(text))
+    begins = [place for place, mark in enumerate(marks) if mark[1] == "A"]
+    if not begins:
+        return []
+    following = zip(marks[begins[-1]:], ascii_uppercase)
+    found = [mark for mark, _ in takewhile(lambda pair: pair[0][1] == pair[1], following)]
+    ends = [mark.start() for mark in found[1:]] + [len(text)]
+    return [text[:found[0].start()], *(text[mark.end():end] for mark, end in zip(found, ends))] if len(found) > 1 else []
 
 
 def _listed(value: Any, name: str) -> tuple[list[str], list[str]]:

@@ -5,6 +5,7 @@
 
 import importlib
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from danlu.core.errors import ConfigError, DataError
+from danlu.core.errors import ConfigError, DanluError, DataError
 from danlu.core.examples import Branch, Example, Noise
-from danlu.pipeline.context import STEP, Context, SingleProcess
+from danlu.pipeline.context import STEP, Context, Input, SingleProcess
 from danlu.pipeline.denoising import DenoiseConfig, noise_of
 from danlu.pipeline.examples import Prepared
 from danlu.pipeline.lock import hold
-from danlu.pipeline.mixing import MixedConfig, account_of, loader_of, show_account
-from danlu.pipeline.plan import plan
+from danlu.pipeline.mixing import MixedConfig, account_of, loader_of, mix_of, show_account
+from danlu.pipeline.plan import Plan, PlannedStep, plan
 from danlu.pipeline.recipe import CURRENT, Recipe, read_local
 from danlu.pipeline.stages import STAGES
 from danlu.pipeline.tables import plain
@@ -93,8 +94,42 @@ def step_context(recipe: Recipe, name: str, console: "Console", runs: str | Path
                 continue
             raise NotReady(f"step “{text}” has not run yet, and “{name}” reads it",
                            hint=f"danlu run RECIPE --only {text}")
-    return Context(step=name, settings=step.settings, seed=recipe.seed, inputs=inputs, work=planned.work,
-                   fingerprint=planned.fingerprint, base=recipe.base, world=SingleProcess(), console=console), module
+    return _context(recipe, planned, inputs, SingleProcess(), console), module
+
+
+def _context(recipe: Recipe, planned: PlannedStep, inputs: Mapping[str, Input], world: SingleProcess,
+             console: "Console") -> Context:
+    step = planned.step
+    return Context(step=step.name, settings=step.settings, seed=recipe.seed, inputs=inputs, work=planned.work,
+                   fingerprint=planned.fingerprint, base=recipe.base, world=world, console=console)
+
+
+def accounts_beforehand(found: Plan, console: "Console") -> dict[str, dict[str, Any]]:
+    """By step that is to run what its mix will take to the last token (`danlu.data.shares`), where its examples are there.
+
+    Nothing is written, and no lock is needed: what is there is whole.
+    """
+    accounts: dict[str, dict[str, Any]] = {}
+    for name, planned in found.steps.items():
+        made = all(item.kind != STEP or item.folder is not None for item in planned.inputs.values())
+        examples = any(planned.work.parent.glob("examples-*"))
+        if planned.artifact is None and mix_of(planned.step.settings) is not None and made and examples:
+            account = _account(found.recipe, planned, console)
+            accounts |= {} if account is None else {name: account}
+    return accounts
+
+
+def _account(recipe: Recipe, planned: PlannedStep, console: "Console") -> dict[str, Any] | None:
+    from danlu.models.load import load_tokenizer
+
+    module: Any = planned.step.module
+    context = _context(recipe, planned, planned.inputs, SingleProcess(is_main=False), console)
+    try:
+        prepared = module.prepare_examples(context, load_tokenizer(module.tokenizer_of(context)))[0]
+    except DanluError:  # the examples are others; what may be wrong with an input, the run says
+        return None
+    loader, total = _loader(prepared, context)
+    return account_of(loader, context.settings, total)
 
 
 def _prepared(context: Context, module: Any, tokenizer: Any, run: Path) -> Prepared:

@@ -87,10 +87,21 @@ def _loss(own: Mapping[str, float], name: str) -> str:
     return f"{own['eval_loss_before']:.3f} → {own[name]:.3f}" if name == "eval_loss" else f"{own[name]:.3f}"
 
 
-def forecast_table(step: str, told: Mapping[str, Any]) -> "Table":
-    """What a plan knows of a step's mix."""
+def mix_tables(title: str, account: Mapping[str, Any], sources: bool = False) -> list["Table"]:
+    """What some steps take, and where there are phases what each takes."""
+    tables = [account_table(title, account, sources=sources)]
+    return [*tables, phase_table(account)] if len(account["phases"]) > 1 else tables
+
+
+def planned_tables(step: str, told: Mapping[str, Any], account: Mapping[str, Any] | None) -> list["Table"]:
+    """What a plan knows of a step's mix: all of it where its examples have been made, else about how much is asked."""
     buckets = f", {told['buckets']} buckets" if told["buckets"] > 1 else ""
-    table = _table(f"{step}: mix of learned tokens{buckets}")
+    title = f"{step}: mix of learned tokens{buckets}"
+    return [_forecast_table(title, told)] if account is None else mix_tables(title, account)
+
+
+def _forecast_table(title: str, told: Mapping[str, Any]) -> "Table":
+    table = _table(title)
     table.add_column(told["by"], overflow="fold", min_width=8)
     for head in (told["phases"] if len(told["phases"]) > 1 else ["asked"]):
         table.add_column(plain(head), justify="right", no_wrap=True)

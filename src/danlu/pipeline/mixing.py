@@ -2,8 +2,9 @@
 
     base: {stage: pt, …, mix: {shares: {zh: 0.7, en: 0.3}, buckets: 10}, max_steps: 600}
 
-The plan says about how much of each category will be learned; `danlu inspect`, and the run before its first step, say it
-exactly; the log tells shares and passes so far (`share/zh`, `epochs/zh`); the artifact keeps the account in `mix.json`.
+The plan says about how much of each category will be learned, and exactly once the examples are there, as `danlu inspect`
+and the run before its first step do; the log tells shares and passes so far (`share/zh`, `epochs/zh`); the artifact keeps
+the account in `mix.json`.
 """
 
 import json
@@ -19,7 +20,7 @@ from danlu.core.config import Config
 from danlu.core.errors import ConfigError, nearest
 from danlu.data.mix import MixConfig, asked_of, passes_of
 from danlu.pipeline.context import Context, Forecast, Input
-from danlu.pipeline.mix_tables import account_table, loss_table, phase_table
+from danlu.pipeline.mix_tables import account_table, loss_table, mix_tables
 from danlu.pipeline.tables import plain
 
 if TYPE_CHECKING:
@@ -84,9 +85,8 @@ def tell_mix(context: Context, store: "ExampleStore") -> None:
 
 def show_account(console: "Console", title: str, account: Mapping[str, Any], sources: bool = False) -> None:
     """Prints what some steps take, and where there are phases what each takes."""
-    console.print(account_table(title, account, sources=sources))
-    if len(account["phases"]) > 1:
-        console.print(phase_table(account))
+    for table in mix_tables(title, account, sources):
+        console.print(table)
 
 
 def keep_mix(context: Context, loader: "Loader | Mixed", num_steps: int, log: Sequence[Mapping[str, Any]],
@@ -132,7 +132,7 @@ def category_losses(log: Sequence[Mapping[str, Any]], names: Sequence[str], best
 
 
 def with_mix(forecast: Forecast, settings: Any, inputs: Mapping[str, Input], share_learned: float = 1.0) -> Forecast:
-    """A forecast with what is known of the mix before anything was tokenised: `facts["mix"]`, for `forecast_table`."""
+    """A forecast with what is known of the mix before anything was tokenised: `facts["mix"]`, for `planned_tables`."""
     mix = mix_of(settings)
     if mix is None:
         return forecast

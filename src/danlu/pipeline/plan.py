@@ -60,15 +60,18 @@ class Plan:
     steps: Mapping[str, PlannedStep]
     contents: Contents = field(default_factory=Contents)
 
-    def render(self, console: "Console | None" = None) -> None:
-        """Prints the plan as a table, with ≈ before numbers that depend on steps that have not run."""
+    def render(self, console: "Console | None" = None, accounts: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """Prints the plan as a table, with ≈ before numbers that depend on steps that have not run.
+
+        accounts  by step what its mix will take, where that is known to the token (`danlu.data.shares`)
+        """
         from danlu.pipeline.tables import plan_tables
 
         if console is None:
             from rich.console import Console
 
             console = Console()
-        for table in plan_tables(self):
+        for table in plan_tables(self, accounts or {}):
             console.print(table)
 
 

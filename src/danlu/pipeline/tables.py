@@ -39,12 +39,12 @@ def _flops(value: float) -> str:
     return f"{value:.2e}"
 
 
-def plan_tables(plan: "Plan") -> list["RenderableType"]:
-    """The plan's table, and below it the notes of the steps."""
+def plan_tables(plan: "Plan", accounts: Mapping[str, Mapping[str, Any]]) -> list["RenderableType"]:
+    """The plan's table, and below it the mixes and notes of the steps; `accounts` as `Plan.render` has them."""
     from rich.table import Table
     from rich.text import Text
 
-    from danlu.pipeline.mix_tables import forecast_table
+    from danlu.pipeline.mix_tables import planned_tables
 
     table = Table(title=_title(f"{plan.recipe.title} → {plan.folder}"), title_justify="left", header_style="bold")
     table.add_column("step", no_wrap=True)
@@ -63,8 +63,8 @@ def plan_tables(plan: "Plan") -> list["RenderableType"]:
     total = f"{len(todo)} of {len(plan.steps)} steps to run"
     if seconds:
         total += f", about {show_duration(sum(amount.value for amount in seconds))}"
-    mixes = [forecast_table(planned.step.name, planned.forecast.facts["mix"]) for planned in todo
-             if "mix" in planned.forecast.facts]
+    mixes = [table for planned in todo if "mix" in planned.forecast.facts for table in
+             planned_tables(planned.step.name, planned.forecast.facts["mix"], accounts.get(planned.step.name))]
     return [table, *mixes, *(plain(note, "yellow") for note in notes), Text(total + ".")]
 
 
