@@ -44,18 +44,19 @@ def here(home, monkeypatch):
     monkeypatch.chdir(home)
 
 
-def test_each_setting_that_is_shared_is_set_once():
-    for scale in ("scale=cpu", "scale=~"):
-        for name in ("smollm2-zh", "domain-medical-zh"):
-            steps = Recipe.load(RECIPES / f"{name}.yaml", [scale, "steps.grown.model=old"]).steps
-            trained = [steps[step].settings for step in ("rows", "inject", "replay")]
-            measured = [steps[step].settings for step in ("check-rows", "check-inject", "report")]
-            assert len({(each.cutoff_len, each.global_batch_tokens, each.precision) for each in trained}) == 1
-            assert len({(each.cutoff_len, each.max_bytes, str(each.max_rise)) for each in measured}) == 1
-            assert all(each.models[0] == each.reference == "old" for each in measured)
-            assert trained[0].cutoff_len == (128 if scale == "scale=cpu" else 512)
-            assert [each.on_rise for each in measured] == ["warn", "stop", "warn"]
-            assert all("untouched" not in each.models for each in measured) and trained[0].train_rows_from == "grown"
+@pytest.mark.parametrize(("name", "scale", "length"), [
+    ("smollm2-zh", "cpu", 128), ("smollm2-zh", "cpu-hours", 128), ("smollm2-zh", "~", 1024),
+    ("domain-medical-zh", "cpu", 128), ("domain-medical-zh", "~", 512)])
+def test_each_setting_that_is_shared_is_set_once(name, scale, length):
+    steps = Recipe.load(RECIPES / f"{name}.yaml", [f"scale={scale}", "steps.grown.model=old"]).steps
+    trained = [steps[step].settings for step in ("rows", "inject", "replay")]
+    measured = [steps[step].settings for step in ("check-rows", "check-inject", "report")]
+    assert len({(each.cutoff_len, each.global_batch_tokens, each.precision) for each in trained}) == 1
+    assert len({(each.cutoff_len, each.max_bytes, str(each.max_rise)) for each in measured}) == 1
+    assert all(each.models[0] == each.reference == "old" for each in measured)
+    assert trained[0].cutoff_len == length
+    assert [each.on_rise for each in measured] == ["warn", "stop", "warn"]
+    assert all("untouched" not in each.models for each in measured) and trained[0].train_rows_from == "grown"
 
 
 def test_without_the_folders_it_says_which():

@@ -23,7 +23,6 @@ from danlu.models import head
 from danlu.models.adapters import unwrapped
 from danlu.models.attention import leave_packed
 from danlu.models.generate import evaluating
-from danlu.models.heap import keep_freed_memory
 from danlu.models.neftune import EmbeddingNoise
 
 
@@ -75,7 +74,6 @@ class Trunk(nn.Module):
 
     def __init__(self, lm: PreTrainedModel, packs: bool = True) -> None:
         super().__init__()
-        keep_freed_memory()
         self.lm = lm
         self.packs = packs
         self.autocast: torch.dtype | None = None  # the precision of the arithmetic, where it is not that of the weights
