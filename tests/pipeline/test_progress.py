@@ -42,6 +42,24 @@ def test_plain_lines_are_sparse(monkeypatch):
     assert len(lines) == 10
 
 
+def test_what_was_done_earlier_says_nothing_about_the_rest(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with show_progress(Console(file=out, width=100), "training", total=100) as bar:
+        bar.go_on(80)
+        for done in range(81, 101):
+            now[0] += 3.0
+            bar.update(done)
+    assert out.getvalue().splitlines() == ["training: 90/100  30.0 s left", "training: 100/100"]
+    out = io.StringIO()
+    with show_progress(Console(file=out, force_terminal=True, width=120), "training", total=100) as bar:
+        bar.go_on(80)
+        bar.update(81)
+        assert bar.bars.tasks[0].completed == 81 and bar.bars.tasks[0].total == 100
+        assert bar.bars.tasks[0].fields["fields"] == ""
+
+
 def test_plain_lines_of_quick_work_and_of_unknown_size(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
@@ -79,7 +97,8 @@ def test_tables_show_data_as_they_are():
     console.print(quarantine_table({f"reason {EVIL}": (2, [f"place {EVIL}"])}))
     step = SimpleNamespace(name=EVIL, stage="count")
     planned = SimpleNamespace(step=step, artifact=None, reason=f"why {EVIL}", forecast=Forecast(notes=[f"note {EVIL}"]))
-    for part in plan_tables(SimpleNamespace(recipe=SimpleNamespace(title="demo"), folder=EVIL, steps={"a": planned})):
+    whole = SimpleNamespace(recipe=SimpleNamespace(title="demo"), folder=EVIL, steps={"a": planned})
+    for part in plan_tables(whole, {}):
         console.print(part)
     for word in ("title ", "read:", "+ added ", "− dropped ", "reason ", "place ", "demo → ", "run why ", "note "):
         assert word + SHOWN in out.getvalue(), word

@@ -170,6 +170,9 @@ def kept_beside(work: Path) -> Path:
 class Progress(Protocol):
     """What `Context.progress` gives inside its `with`."""
 
+    def go_on(self, done: float) -> None:
+        """So much was done earlier, and says nothing about how long the rest takes; before the first `update`."""
+
     def update(self, done: float, **fields: float | str) -> None:
         """`done` counts from the start, not from the last call; fields (loss=…, tokens_per_second=…) are shown."""
 

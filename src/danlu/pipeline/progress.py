@@ -55,7 +55,11 @@ class PlainProgress:
     def __init__(self, console: "Console", description: str, total: float | None) -> None:
         self.console, self.description, self.total = console, description, total
         self.started = self.said_at = time.monotonic()
-        self.said = 0.0
+        self.said = self.begun = 0.0
+
+    def go_on(self, done: float) -> None:
+        """So much was done earlier, and says nothing about how long the rest takes."""
+        self.said = self.begun = done
 
     def update(self, done: float, **fields: float | str) -> None:
         """Says where the work stands, where enough time and work went by since it was said last."""
@@ -67,8 +71,8 @@ class PlainProgress:
         if self.total:
             words[0] += f"/{show_number(self.total)}"
         words.append(show_fields(fields))
-        if self.total and 0 < done < self.total:
-            words.append(f"{show_duration((now - self.started) / done * (self.total - done))} left")
+        if self.total and self.begun < done < self.total:
+            words.append(f"{show_duration((now - self.started) / (done - self.begun) * (self.total - done))} left")
         self.console.print("  ".join(word for word in words if word), highlight=False, markup=False)
         self.said, self.said_at = done, now
 
@@ -78,6 +82,11 @@ class BarProgress:
 
     def __init__(self, bars: "RichProgress", task: "TaskID") -> None:
         self.bars, self.task = bars, task
+
+    def go_on(self, done: float) -> None:
+        """So much was done earlier, and says nothing about how long the rest takes."""
+        if done:
+            self.bars.reset(self.task, completed=int(done))
 
     def update(self, done: float, **fields: float | str) -> None:
         """Moves the bar."""

@@ -199,7 +199,9 @@ def train(context: Context, settings: Any, compute: Compute, root: Any, objectiv
                       digest([context.fingerprint, compute.precision]), evaluate=evaluate, say=context.console.print,
                       rate_scales=rate_scales, sample=sample)
     with context.progress(f"training {context.step}", total=trainer.total_steps) as bar:
-        for last in trainer.fit():
+        for number, last in enumerate(trainer.fit()):
+            if number == 0:
+                bar.go_on(last.step - 1)  # what an interrupted training had done
             bar.update(last.step, loss=last.loss, tokens_per_second=last.num_tokens / max(last.seconds, 1e-9))
     return trainer
 

@@ -181,6 +181,7 @@ def _do_splits(context: Context, name: str, do: Callable[..., None], jobs: Seque
     total = sum(job.split.bytes for job in jobs)
     done = total - sum(job.split.bytes for job in left)
     with context.progress(name, total=total or None) as bar:
+        bar.go_on(done)
         for number in run_jobs(partial(do, folder=context.keep), left, settings.workers or num_cores(), settings.engine):
             done += left[number].split.bytes
             bar.update(done, splits=f"{len(jobs) - len(left) + number + 1}/{len(jobs)}")
