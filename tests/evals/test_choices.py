@@ -158,6 +158,13 @@ def test_a_file_that_is_one_object_with_a_list_of_questions(tmp_path: Path, inde
     assert station["out"]["rows"] == 9 and station["added"]["questions in one object"]["rows"] == 10
 
 
+def test_a_file_that_is_one_question_with_a_list_beside_it(tmp_path: Path) -> None:
+    row = {"context": "I do not care about", "continuation": "signs", "notes": [{"by": "a"}]}
+    (tmp_path / "a.json").write_text(json.dumps(row))
+    [found] = read_items("a.json", tmp_path, Ledger())
+    assert found.cloze and found.continuations == (" signs",)
+
+
 def test_a_file_without_questions_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n')
     with pytest.raises(DataError, match=r"a\.jsonl: holds no question .*unknown shape: keys found: prompt"):

@@ -137,7 +137,7 @@ def _inside(value: Value, gate: Gate) -> Iterator[Value]:
     """A value, or the questions in it where it is a whole file, an object that holds one list of them and no question."""
     fields = value.value if value.whole and isinstance(value.value, dict) else {}
     lists = [name for name, rows in fields.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)]
-    if len(lists) != 1 or any(str(name).lower() in QUESTIONS for name in fields):
+    if len(lists) != 1 or any(str(name).lower() in (*QUESTIONS, "continuation", "sentence", "text") for name in fields):
         yield value
         return
     [name], left = lists, value.bytes

@@ -113,9 +113,10 @@ def accounts_beforehand(found: Plan, console: "Console") -> dict[str, dict[str, 
     for name, planned in found.steps.items():
         made = all(item.kind != STEP or item.folder is not None for item in planned.inputs.values())
         examples = any(planned.work.parent.glob("examples-*"))
-        if planned.artifact is None and mix_of(planned.step.settings) is not None and made and examples:
-            account = _account(found.recipe, planned, console)
-            accounts |= {} if account is None else {name: account}
+        if planned.artifact is not None or mix_of(planned.step.settings) is None or not made or not examples:
+            continue
+        if (account := _account(found.recipe, planned, console)) is not None:
+            accounts[name] = account
     return accounts
 
 
