@@ -148,6 +148,12 @@ def test_the_plan_knows_about_as_much(home) -> None:
     assert one.tokens.value < 0.9 * both.tokens.value, "what has no share is not read"
 
 
+def test_the_plan_says_of_which_precision_its_time_is(home) -> None:
+    said_of = {precision: " ".join(plan(changed(RECIPE, base__precision=precision, base__device="cpu")).steps["base"]
+                                   .forecast.notes) for precision in ("float32", "bf16")}
+    assert "the time is that of float32" in said_of["bf16"] and "float32" not in said_of["float32"]
+
+
 def test_the_plan_knows_exactly_once_the_examples_are_there(home) -> None:
     found = plan(changed(RECIPE, base__max_steps=14))
     accounts = accounts_beforehand(found, Console(quiet=True))

@@ -331,6 +331,8 @@ def forecast_training(settings: Any, inputs: Mapping[str, Input], config: Any, *
     notes.append(f"{size.parameters / 1e6:.1f} M parameters{trained_share}")
     if kind == "cuda":
         notes.append("the time on a GPU is not forecast")
+    elif settings.precision == "bf16":
+        notes.append("the time is that of float32; bf16 is faster on a CPU with units for it, and slower on one without")
     work = flops + size.slow_flops(trained, settings)
     seconds = Amount(work / (machine_flops() * ASSUMED_EFFICIENCY), False) if kind == "cpu" else None
     return Forecast(Amount(trained, False), Amount(steps, exact), Amount(flops, False), Amount(memory, False), seconds,
