@@ -148,10 +148,18 @@ def test_the_plan_knows_about_as_much(home) -> None:
     assert one.tokens.value < 0.9 * both.tokens.value, "what has no share is not read"
 
 
-def test_the_plan_says_of_which_precision_its_time_is(home) -> None:
-    said_of = {precision: " ".join(plan(changed(RECIPE, base__precision=precision, base__device="cpu")).steps["base"]
-                                   .forecast.notes) for precision in ("float32", "bf16")}
-    assert "the time is that of float32" in said_of["bf16"] and "float32" not in said_of["float32"]
+def test_the_plan_says_of_which_precision_its_time_is(home, monkeypatch) -> None:
+    said_of = {}
+    for units in (True, False):
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda units=units: {"amx_bf16": units})
+        for precision in ("auto", "fastest", "float32", "bf16"):
+            found = plan(changed(RECIPE, base__precision=precision, base__device="cpu")).steps["base"].forecast
+            said_of[precision, units] = " ".join(found.notes)
+            assert (found.seconds is None) == (precision == "bf16" and not units), "emulation is not forecast"
+    assert all("the time is that of float32" in said_of[precision, True] for precision in ("fastest", "bf16"))
+    assert "no units for bf16" in said_of["bf16", False]
+    assert not any("bf16" in said_of[precision, False] for precision in ("auto", "fastest", "float32"))
+    assert not any("bf16" in said_of[precision, True] for precision in ("auto", "float32"))
 
 
 def test_the_plan_knows_exactly_once_the_examples_are_there(home) -> None:

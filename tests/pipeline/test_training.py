@@ -19,8 +19,10 @@ from danlu.pipeline.lock import hold
 from danlu.pipeline.plan import plan
 from danlu.pipeline.recipe import Recipe
 from danlu.pipeline.run import run
+from danlu.pipeline.training import Compute
 from danlu.pipeline.upkeep import read_ledger
 from danlu.train.log import read_log
+from danlu.train.parallel import has_bf16_units
 
 WORDS = ["copper", "river", "seven", "garden", "letter", "cloud", "winter", "stone", "engine", "paper"]
 RECIPE = """
@@ -186,3 +188,22 @@ def test_two_processes_give_the_losses_of_one() -> None:
             for name in {"loss", "eval_loss", "grad_norm"} & set(left):
                 assert right[name] == pytest.approx(left[name], rel=1e-5)
         assert {p.name for p in artifact.folder.iterdir()} == {p.name for p in alone[step].folder.iterdir()}
+
+
+@pytest.mark.parametrize(("asked", "with_units", "without"), [
+    ("auto", "float32", "float32"), ("fastest", "bf16", "float32"), ("float32", "float32", "float32"),
+    ("bf16", "bf16", "bf16")])
+def test_the_fastest_precision_is_what_the_processor_has_units_for(monkeypatch, asked, with_units, without) -> None:
+    settings = load(base__precision=asked, base__device="cpu").steps["base"].settings
+    for units, expected in ((True, with_units), (False, without)):
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda units=units: {"avx512_bf16": units})
+        assert Compute.of(settings).precision == expected
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: not including_emulation)
+    assert has_bf16_units("cuda")
+
+
+def test_emulated_bf16_is_trained_in_and_said(monkeypatch) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {})
+    console = Console(record=True, width=200)
+    made = run(load(base__precision="bf16", base__device="cpu"), only=["base"], console=console)
+    assert "no units for bf16" in console.export_text() and made["base"].metrics["precision"] == "bf16"

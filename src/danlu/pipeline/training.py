@@ -34,6 +34,8 @@ PEAK_TRIALS = 3
 ASSUMED_EFFICIENCY = 0.55  # of the machine's matrix product, for whole training steps of small models
 ASSUMED_BYTES_PER_TOKEN = 3.2
 DEFAULT_TASK_PROMPTS = 10_000
+EMULATED_BF16 = ("this processor has no units for bf16, which takes many times as long as float32 then: precision: fastest "
+                 "takes it only where it is faster")
 HELD_OUT_PROMPTS = 1_000  # of a task, that evaluations of preferences and rollouts take at most
 
 
@@ -41,7 +43,9 @@ class MachineConfig(Config):
     """Where and how precisely to compute."""
 
     device: Literal["auto", "cpu", "cuda"] = free("auto", description="where to train")
-    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="of the arithmetic; weights stay float32")
+    precision: Literal["auto", "fastest", "float32", "bf16"] = Field(
+        "auto", description="of the arithmetic; weights stay float32. fastest: bf16 where the machine has units for it; "
+                            "auto: the same on a GPU, float32 on a CPU")
     gradient_checkpointing: bool = free(False, description="compute activations again instead of keeping them")
 
 
@@ -162,14 +166,16 @@ class Compute:
         """What the settings say, with everything `auto` decided. `alone`: this process, however many there are."""
         import torch
 
-        from danlu.train.parallel import World, device_kind
+        from danlu.train.parallel import World, device_kind, has_bf16_units
         from danlu.train.trainer import DEFAULT_MICRO_BATCH_TOKENS
 
         wanted = None if settings.device == "auto" else settings.device
         world = World(device=torch.device(device_kind(wanted))) if alone else World.current(wanted)
-        precision = settings.precision
+        kind, precision = world.device.type, settings.precision
         if precision == "auto":
-            precision = "bf16" if world.device.type == "cuda" else "float32"
+            precision = "fastest" if kind == "cuda" else "float32"
+        if precision == "fastest":  # processes on several machines agree
+            precision = "bf16" if all(world.gather(has_bf16_units(kind))) else "float32"
         return cls(world, precision, settings.micro_batch_tokens or DEFAULT_MICRO_BATCH_TOKENS[world.device.type])
 
     def ready(self, loaded: Any, settings: Any, context: Context, max_new_tokens: int = 0) -> Any:
@@ -177,10 +183,13 @@ class Compute:
         import torch
 
         from danlu.models.load import check_length
+        from danlu.train.parallel import has_bf16_units
 
         check_length(loaded.lm.config, settings.cutoff_len, max_new_tokens)
         if self.precision == "bf16":
             loaded.root.autocast = torch.bfloat16
+            if not has_bf16_units(self.world.device.type):
+                context.console.print(EMULATED_BF16, markup=False)
         if settings.gradient_checkpointing:
             loaded.lm.gradient_checkpointing_enable()
         for note in loaded.notes:
@@ -293,7 +302,7 @@ def forecast_training(settings: Any, inputs: Mapping[str, Input], config: Any, *
     The fact `forward_share` is what one forward pass costs beside a training step: a third where every weight is trained.
     """
     from danlu.models.flops import size_of
-    from danlu.train.parallel import device_kind
+    from danlu.train.parallel import device_kind, has_bf16_units
     from danlu.train.trainer import DEFAULT_MICRO_BATCH_TOKENS
 
     records, read, exact = 0.0, 0.0, False
@@ -331,10 +340,13 @@ def forecast_training(settings: Any, inputs: Mapping[str, Input], config: Any, *
     notes.append(f"{size.parameters / 1e6:.1f} M parameters{trained_share}")
     if kind == "cuda":
         notes.append("the time on a GPU is not forecast")
-    elif settings.precision == "bf16":
-        notes.append("the time is that of float32; bf16 is faster on a CPU with units for it, and slower on one without")
+    elif settings.precision in ("bf16", "fastest") and has_bf16_units(kind):
+        notes.append("the time is that of float32; this processor is faster in bf16")
+    emulated = kind == "cpu" and settings.precision == "bf16" and not has_bf16_units(kind)
+    if emulated:
+        notes.append(EMULATED_BF16)
     work = flops + size.slow_flops(trained, settings)
-    seconds = Amount(work / (machine_flops() * ASSUMED_EFFICIENCY), False) if kind == "cpu" else None
+    seconds = Amount(work / (machine_flops() * ASSUMED_EFFICIENCY), False) if kind == "cpu" and not emulated else None
     return Forecast(Amount(trained, False), Amount(steps, exact), Amount(flops, False), Amount(memory, False), seconds,
                     notes, {"parameters": size.parameters, "config": config, "forward_share": forward})
 

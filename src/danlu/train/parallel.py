@@ -117,6 +117,14 @@ def device_kind(device: str | None) -> str:
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def has_bf16_units(kind: str) -> bool:
+    """Whether this GPU or x86 processor has units for products in bf16; without them they are emulated, and slow."""
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+
+
 def be_deterministic() -> None:
     """Asks CUDA for the same bits every time, where a kernel has a deterministic form; torch warns of the others."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
