@@ -10,7 +10,7 @@ import pytest
 from danlu.core.errors import ConfigError
 from danlu.core.ledger import Ledger
 from danlu.text.formats import read_dialogues
-from danlu.text.hub import is_hub_id, parts_of
+from danlu.text.hub import is_hub_id, parts_of, snapshot
 from danlu.text.registry import find
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -158,6 +158,40 @@ def test_an_entry_that_names_the_hub(cache: Path) -> None:
     assert answers("below", cache) == ["zh/train.jsonl"]
     with pytest.raises(ConfigError, match="“owner/unknown” is neither here nor on the hub"):
         answers("unknown", cache)
+
+
+@pytest.mark.parametrize(("subset", "split", "below", "expected"), [
+    ("en", "train", "", ["en/part-1.jsonl", "en/part-2.jsonl"]), ("en", "test", "", ["en/held.jsonl", "en/more.jsonl"]),
+    (None, "train", "", ["zh/a.jsonl", "zh/deeper/b.jsonl"]), ("dir", "train", "", ["deep/x.jsonl"]),
+    ("zh", "train", "zh/deeper", ["zh/deeper/b.jsonl"])])
+@pytest.mark.parametrize("readme", [True, False])
+def test_only_what_is_asked_for_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readme: bool,
+                                           subset: str | None, split: str, below: str, expected: list[str]) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    there, here = tmp_path / "there", tmp_path / "here"
+    write(there, "en/part-1.jsonl", "en/part-2.jsonl", "en/held.jsonl", "en/more.jsonl", "zh/a.jsonl", "zh/deeper/b.jsonl",
+          "deep/x.jsonl", "zh/model.bin", "other/train.jsonl")
+    if readme:
+        (there / "README.md").write_text(CONFIGS)
+
+    def download(name: str, repo_type: str, allow_patterns: list[str]) -> str:
+        assert (name, repo_type) == ("owner/mix", "dataset")
+        for path in filter_repo_objects([str(path.relative_to(there)) for path in there.rglob("*") if path.is_file()],
+                                        allow_patterns=allow_patterns):
+            (here / path).parent.mkdir(parents=True, exist_ok=True)
+            (here / path).write_bytes((there / path).read_bytes())
+        return str(here)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert snapshot("owner/mix", subset, split, below) == here
+    found = sorted(str(path.relative_to(here)) for path in here.rglob("*.*") if path.name != "README.md")
+    folder = {"dir": "dir/", None: ""}.get(subset, f"{subset}/")  # without a README a subset is a folder, of all splits
+    every = sorted(str(path.relative_to(there)) for path in there.rglob("*.jsonl"))
+    assert found == (expected if readme else [path for path in every if path.startswith(below or folder)])
+    if readme:
+        with pytest.raises(ConfigError, match="no subset “fr”"):
+            snapshot("owner/mix", "fr", split)
 
 
 def test_an_unknown_dataset(cache: Path) -> None:

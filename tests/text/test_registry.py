@@ -207,7 +207,7 @@ def test_what_is_hashed_for_a_name(base: Path) -> None:
     ("wrong_column", "“columns” names “promt”"), ("wrong_tag", "“tags” names “who”"), ("no_object", "is no object"),
     ("wrong_number", "“num_samples” is no number above 0"), ("missing", "nothing is found at"),
     ("plain#0", "asks for no records"), ("plian", "did you mean plain"), ("data/plain.json[zh]", "is no folder"),
-    ("data/parts[en]", "has no subset “en”\n  Its folders: zh."),
+    ("data/parts[en]", "has no subset “en”\n  Folders with data files: zh."),
     ("data/parts[zh:tset]", "has no split “tset” in the subset “zh”\n  Did you mean test?"), ("data/gone.jsonl#3",
     "nothing is found"),
     ("data/gone", "nothing is found")])

@@ -3,10 +3,10 @@
 Subsets and splits are what the front matter of `README.md` says under `configs`; without it a subset is a folder of that
 name, and a split is told by the word train, validation or test in a file's path, as the hub itself does. A script in the
 repository is never run. From the hub the files come through its own client and stay in its cache, so that a dataset that
-was fetched once is read without a network.
+was fetched once is read without a network; of a subset, and of a split that the README names, nothing else is fetched.
 
     parts_of(Path("mix"), "mix", "zh", None, (".parquet",))     mix/zh/train-00000-of-00002.parquet, …
-    snapshot("owner/name")                                      ~/.cache/huggingface/hub/datasets--owner--name/…
+    snapshot("owner/name", "zh", None)                          ~/.cache/huggingface/hub/datasets--owner--name/…
 """
 
 import re
@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from danlu.core.errors import ConfigError, nearest
-from danlu.text.files import ALL_SUFFIXES, ROW_SUFFIXES, Located, suffix_of
+from danlu.text.files import ALL_SUFFIXES, COMPRESSED, ROW_SUFFIXES, Located, suffix_of
 
 README = "README.md"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -46,13 +46,34 @@ def is_hub_id(name: str, roots: Iterable[Path]) -> bool:
         not any((root / owner).is_dir() for root in roots)
 
 
-def snapshot(name: str) -> Path:
-    """The folder of a dataset on the hub, fetched or from the cache. Raises ConfigError where neither has it."""
+def snapshot(name: str, subset: str | None, split: str | None, below: str = "") -> Path:
+    """The folder of a dataset on the hub with at least the files of that subset and split, fetched or from the cache.
+
+    Raises ConfigError where neither has it, or its README names no such subset.
+    """
+    known = _configs(_download(name, [README]))
+    patterns: Iterable[str] = ["**" if subset in (None, "default") else f"{subset}/**"]
+    if below:
+        patterns = [f"{below.strip('/')}/**"]
+    elif known:
+        own = _named_subset(known, name, subset).patterns
+        patterns = own[split or ""] if split in own else [pattern for several in own.values() for pattern in several]
+    return _download(name, [found for pattern in patterns for found in _for_the_client(pattern)])
+
+
+def _for_the_client(pattern: str) -> list[str]:
+    """Patterns of the hub's client that match all data files that a pattern means; there * stands for any folders, too."""
+    loose = re.sub(r"\*\*/?", "*", pattern.removeprefix("./")).replace("[", "[[]")
+    if not loose.endswith("*"):
+        return [loose]
+    return [f"{loose}{suffix}{packed}" for suffix in ROW_SUFFIXES for packed in ("", *COMPRESSED)]
+
+
+def _download(name: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    endings = [f"*{suffix}{packed}" for suffix in ROW_SUFFIXES for packed in ("", ".gz", ".bz2", ".xz", ".zst")]
     try:
-        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=endings))
+        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"the dataset “{name}” is neither here nor on the hub: {reason}",
@@ -88,8 +109,14 @@ def _subset(folder: Path, label: str, subset: str | None, names: list[str]) -> S
         if subset is None:
             return Subset("", {"": ["**"]})
         if subset not in tops and subset != "default":
-            raise ConfigError(f"“{label}” has no subset “{subset}”", hint=f"Its folders: {', '.join(tops) or 'none'}.")
+            raise ConfigError(f"“{label}” has no subset “{subset}”",
+                              hint=f"Folders with data files: {', '.join(tops) or 'none'}.")
         return Subset(subset, {"": ["**" if subset == "default" and subset not in tops else f"{subset}/**"]})
+    return _named_subset(known, label, subset)
+
+
+def _named_subset(known: Mapping[str, Subset], label: str, subset: str | None) -> Subset:
+    """The one that is meant of those that a README names."""
     if subset is not None:
         if subset not in known:
             raise ConfigError(f"“{label}” has no subset “{subset}”", hint=f"Its subsets: {', '.join(known)}.")

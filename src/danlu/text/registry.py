@@ -151,7 +151,8 @@ def _named(name: str, base: Path, suffixes: tuple[str, ...], subset: str | None,
            missing: ConfigError) -> Found:
     """What a name without a count and a part stands for."""
     roots = [Path.cwd(), base]
-    folder = next((root / name for root in roots if (root / Path(name).expanduser()).is_dir()), None)
+    places = [root / Path(name).expanduser() for root in roots]
+    folder = next((place for place in places if place.is_dir()), None)
     if folder is not None and (subset or split):
         return Found(tuple(parts_of(folder, name, subset, split, suffixes)))
     if _is_there(name, base, suffixes):
@@ -162,7 +163,7 @@ def _named(name: str, base: Path, suffixes: tuple[str, ...], subset: str | None,
     if entry is not None and info is not None:
         return _registered(info, PurePosixPath(name).name, entry, suffixes, subset, split)
     if is_hub_id(name, roots):
-        return Found(tuple(parts_of(snapshot(name), name, subset, split or "train", suffixes)))
+        return Found(tuple(parts_of(snapshot(name, subset, split or "train"), name, subset, split or "train", suffixes)))
     hint = name_hint(name, base)
     raise ConfigError(missing.message, where=missing.where, hint=f"{missing.hint} {hint}") if hint else missing
 
@@ -217,8 +218,8 @@ def _registered(info: Path, name: str, entry: Any, suffixes: tuple[str, ...], su
     _check(entry, where)
     subset, split = subset or entry.get("subset"), split or entry.get("split")
     if entry.get("hf_hub_url"):
-        label = str(entry["hf_hub_url"])
-        parts = parts_of(snapshot(label), label, subset, split or "train", suffixes, str(entry.get("folder") or ""))
+        label, below = str(entry["hf_hub_url"]), str(entry.get("folder") or "")
+        parts = parts_of(snapshot(label, subset, split or "train", below), label, subset, split or "train", suffixes, below)
     elif not entry.get("file_name"):
         kind = next((key for key in ("script_url", "ms_hub_url", "om_hub_url", "cloud_file_name") if entry.get(key)), None)
         why = {"script_url": "is made by a script, and code that comes with data is never run",
