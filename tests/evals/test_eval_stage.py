@@ -3,7 +3,7 @@
 import io
 import json
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class Held:
     """A document that can be watched."""
 
     def __init__(self, document: Document) -> None:
-        self.id, self.text = document.id, document.text
+        self.id, self.text, self.source, self.category = document.id, document.text, document.source, document.category
 
 
 def context(inputs: dict[str, Input], chosen: stage.Settings, output: io.StringIO | None = None) -> Context:
@@ -181,9 +181,18 @@ def test_the_n_gram_s_text_is_chosen_without_holding_the_corpus(inputs: dict[str
     from danlu.text import corpus as corpus_module
 
     folder = inputs["corpus"].require_folder()
-    expected, _ = choose_documents(corpus_module.read_corpus(folder, "train"), max_bytes)
+    expected, _ = choose_documents(lambda: (replace(document, category="one") for document in
+                                            corpus_module.read_corpus(folder, "train")), max_bytes)
+    most = watched(corpus_module, "read_corpus", monkeypatch)
+    chosen = texts_module.training_text(context(inputs, settings(corpus="corpus", ngram_max_bytes=max_bytes)), [])
+    assert chosen == [document.text.encode() for document in expected["one"]]
+    assert most() <= 2, "documents are let go of as the corpus is read"
+
+
+def watched(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Has a function that reads documents give ones that are watched; tells how many there were at once."""
+    original, most = getattr(module, name), 0
     alive: weakref.WeakSet[Held] = weakref.WeakSet()
-    most = 0
 
     def counted(*arguments: Any) -> Iterator[Held]:
         nonlocal most
@@ -193,11 +202,24 @@ def test_the_n_gram_s_text_is_chosen_without_holding_the_corpus(inputs: dict[str
             most = max(most, len(alive))
             yield held
 
-    original = corpus_module.read_corpus
-    monkeypatch.setattr(corpus_module, "read_corpus", counted)
-    chosen = texts_module.training_text(context(inputs, settings(corpus="corpus", ngram_max_bytes=max_bytes)), [])
-    assert chosen == [document.text.encode() for document in expected]
-    assert most <= 2, "documents are let go of as the corpus is read"
+    monkeypatch.setattr(module, name, counted)
+    return lambda: most
+
+
+def test_files_outside_are_chosen_from_without_being_held(inputs: dict[str, Input], tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [f"Line {number:03} of many." for number in range(400)]
+    (tmp_path / "own.txt").write_text("\n".join(lines))
+    most = watched(texts_module, "read_documents", monkeypatch)
+    notes: list[str] = []
+    chosen = settings(texts=[{"path": "own.txt", "document": "line", "category": category} for category in ("a", "b")],
+                      max_bytes=1000)
+    read = Reading(replace(context(inputs, chosen), base=tmp_path), {}, notes).texts
+    assert list(read) == ["a", "b"] and [len(documents) for documents in read.values()] == [58, 58]
+    assert all(document.text in lines for documents in read.values() for document in documents)
+    assert notes == ["399 bytes of own.txt are not scored: line end after the text"] * 2 + [
+        f"986 of the 6,800 bytes of {category} are scored (max_bytes)" for category in ("a", "b")]
+    assert most() <= 2, "documents are let go of as the files are read"
 
 
 def test_files_outside_and_questions(inputs: dict[str, Input], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import math
 from copy import deepcopy
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -107,24 +108,33 @@ def test_totals() -> None:
         bits_per_byte([])
 
 
+def choose(documents: list[Document], max_bytes: int) -> tuple[list[Document], list[str]]:
+    chosen, notes = choose_documents(lambda: iter(documents), max_bytes)
+    assert set(chosen) == {"text"}
+    return chosen["text"], notes
+
+
 def test_whole_documents_are_chosen_by_their_ids_alone() -> None:
     documents = [Document("字" * 100, "s", f"d{number}") for number in range(50)]
-    chosen, notes = choose_documents(documents, 3000)
+    chosen, notes = choose(documents, 3000)
     assert len(chosen) == 10 and notes == []
-    assert choose_documents(documents[::-1], 3000)[0] == chosen
+    assert choose(documents[::-1], 3000)[0] == chosen
     assert chosen != documents[:10], "spread over all of them"
-    assert choose_documents(documents, 10 ** 6)[0] != documents and len(choose_documents(documents, 10 ** 6)[0]) == 50
+    assert choose(documents, 10 ** 6)[0] != documents and len(choose(documents, 10 ** 6)[0]) == 50
+    others = [replace(document, category="other", text="文" * 100) for document in documents]
+    both, _ = choose_documents(lambda: chain.from_iterable(zip(others, documents)), 3000)
+    assert both == {"other": [replace(document, category="other", text="文" * 100) for document in chosen], "text": chosen}
 
 
 def test_a_document_is_cut_only_where_nothing_else_fills_the_bytes() -> None:
     long, short = Document("字" * 1000, "s", "long"), Document("短", "s", "short")
-    chosen, notes = choose_documents([long, short], 1000)
+    chosen, notes = choose([long, short], 1000)
     assert sum(len(document.text.encode()) for document in chosen) in range(998, 1001)
     assert notes == ["long was cut to its first 996 bytes"]
     fitting = Document("文" * 300, "s", "fitting")
-    chosen, notes = choose_documents([long, fitting], 1000)
+    chosen, notes = choose([long, fitting], 1000)
     assert chosen == [fitting] and notes == []
-    assert choose_documents([Document("", "s", "empty")], 1000) == ([], [])
+    assert choose([Document("", "s", "empty")], 1000) == ([], [])
 
 
 def test_long_documents_are_what_transformers_says_window_by_window() -> None:

@@ -78,27 +78,34 @@ class BitsPerByte:
     num_inexact: int
 
 
-def choose_documents(documents: Iterable[Document], max_bytes: int) -> tuple[list[Document], list[str]]:
-    """Whole documents of together at most `max_bytes`, spread over all of them, and notes on what was done.
+def choose_documents(read: Callable[[], Iterable[Document]], max_bytes: int) -> tuple[dict[str, list[Document]], list[str]]:
+    """Of each category whole documents of together at most `max_bytes`, spread over all of them; and notes on what was cut.
 
-    The order is that of the ids' hashes, so it depends on nothing else. Documents that do not fit any more are passed
-    over; only where this leaves less than half of the bytes is the first of them cut to fill the rest.
+    `read` gives all documents and is called twice, so that memory holds what is chosen and not all that there is.
     """
-    documents = list(documents)
-    chosen, notes = [], []
-    for place, size in choose_places(((document.id, len(document.text.encode())) for document in documents), max_bytes):
-        document = documents[place]
-        text = beginning(document.text, size)
-        if text != document.text:
-            notes.append(f"{document.id} was cut to its first {len(text.encode())} bytes")
-        chosen.append(Document(text, document.source, document.id, document.category))
-    return chosen, notes
+    sizes: dict[str, list[tuple[str, int]]] = {}
+    for document in read():
+        sizes.setdefault(document.category, []).append((document.id, len(document.text.encode())))
+    wanted = {category: dict(choose_places(sizes[category], max_bytes)) for category in sorted(sizes)}
+    found: dict[str, dict[int, Document]] = {category: {} for category in wanted}
+    seen, cut = dict.fromkeys(wanted, 0), {}
+    for document in read():
+        place = seen[document.category]
+        seen[document.category] += 1
+        if place in wanted[document.category]:
+            text = beginning(document.text, wanted[document.category][place])
+            if text != document.text:
+                cut[document.category, place] = f"{document.id} was cut to its first {len(text.encode())} bytes"
+            found[document.category][place] = Document(text, document.source, document.id, document.category)
+    return ({category: [found[category][place] for place in places] for category, places in wanted.items()},
+            [cut[key] for key in sorted(cut)])
 
 
 def choose_places(sizes: Iterable[tuple[str, int]], max_bytes: int) -> list[tuple[int, int]]:
-    """The choice of `choose_documents` from (id, bytes) alone: (place, how many of its bytes) in the order of choice.
+    """Which of some documents, given as (id, bytes), are read: (place, how many of its bytes) in the order of choice.
 
-    So a corpus can be gone through without being held in memory.
+    The order is that of the ids' hashes, so it depends on nothing else. Documents that do not fit any more are passed
+    over; only where this leaves less than half of the bytes is the first of them cut to fill the rest.
     """
     ordered = sorted((sha256(id.encode()).digest(), place, size) for place, (id, size) in enumerate(sizes))
     chosen, passed, room = [], [], max_bytes

@@ -210,47 +210,77 @@ def _languages(texts: Mapping[str, Sequence[Document]]) -> set[str]:
 
 
 def _documents(context: Context, notes: list[str]) -> dict[str, list[Document]]:
-    """The documents to be scored, by category."""
+    """The documents to be scored, by category; what there is beside them is read, but not held in memory."""
     from danlu.evals.perplexity import choose_documents
     from danlu.text.corpus import read_corpus
 
     settings: Any = context.settings
-    groups: dict[str, list[Document]] = {}
-    if settings.corpus is not None:
-        for document in read_corpus(context.inputs[settings.corpus].require_folder(), "heldout"):
-            groups.setdefault(document.category, []).append(document)
-        if not groups:
-            raise DataError("holds no held-out documents", where=str(context.inputs[settings.corpus].folder),
-                            hint="Let the corpus step hold some out, or leave `corpus` away here.")
-    for source in settings.texts:
-        for document in _outside(source, context, notes):
-            groups.setdefault(document.category, []).append(document)
-    chosen = {}
-    for category in sorted(groups):
-        chosen[category], said = choose_documents(groups[category], settings.max_bytes)
-        notes += said
-        if settings.texts:
-            notes += _left_out(category, groups[category], chosen[category])
+    sizes: dict[str, dict[str, int]] = {}  # category → source → bytes
+    readings = 0
+
+    def read() -> Iterator[Document]:
+        nonlocal readings
+        readings += 1
+        if settings.corpus is not None:
+            folder = context.inputs[settings.corpus].require_folder()
+            yield from _some(read_corpus(folder, "heldout"), DataError(
+                "holds no held-out documents", where=str(context.inputs[settings.corpus].folder),
+                hint="Let the corpus step hold some out, or leave `corpus` away here."))
+        for source in settings.texts:
+            yield from _outside(source, context, notes if readings == 1 else [])
+
+    def counted() -> Iterator[Document]:
+        for document in read():
+            if readings == 1:
+                own = sizes.setdefault(document.category, {})
+                own[document.source] = own.get(document.source, 0) + len(document.text.encode())
+            yield document
+
+    chosen, said = choose_documents(counted, settings.max_bytes)
+    notes += said
+    if settings.texts:
+        for category, documents in chosen.items():
+            notes += _left_out(category, sizes[category], documents)
     return chosen
 
 
-def _left_out(category: str, documents: Sequence[Document], chosen: Sequence[Document]) -> list[str]:
-    """What of the files that somebody named is not scored, in words."""
-    size, scored = (sum(len(document.text.encode()) for document in row) for row in (documents, chosen))
+def _some(documents: Iterator[Document], error: DataError) -> Iterator[Document]:
+    """The documents; raises the error where none has any text."""
+    empty = True
+    for document in documents:
+        empty = empty and not document.text
+        yield document
+    if empty:
+        raise error
+
+
+def _left_out(category: str, sizes: Mapping[str, int], chosen: Sequence[Document]) -> list[str]:
+    """What of the files that somebody named is not scored, in words. `sizes`: of what there is, by source."""
+    size, scored = sum(sizes.values()), sum(len(document.text.encode()) for document in chosen)
     if scored == size:
         return []
-    missing = sorted({document.source for document in documents} - {document.source for document in chosen})
+    missing = sorted(set(sizes) - {document.source for document in chosen})
     return [f"{scored:,} of the {size:,} bytes of {category} are scored (max_bytes)"
             + (f", none of {', '.join(missing[:MAX_NAMED])}" if missing else "")
             + (f" and {len(missing) - MAX_NAMED} other sources" if len(missing) > MAX_NAMED else "")]
 
 
-def _outside(source: SourceConfig, context: Context, notes: list[str]) -> list[Document]:
+def _outside(source: SourceConfig, context: Context, notes: list[str]) -> Iterator[Document]:
     """The documents of files outside, with not a byte changed; what cannot be read is told."""
     from danlu.text.clean import language
 
     ledger = Ledger()
-    documents = list(read_documents(source, context.base, ledger))
+    others = 0
+
+    def wanted() -> Iterator[Document]:
+        nonlocal others
+        for document in read_documents(source, context.base, ledger):
+            if source.language is not None and language(document.text) != source.language:
+                others += 1
+            else:
+                yield document
+
+    yield from _some(wanted(), DataError("holds no text to score", where=source.path))
     ledger.check()
     if ledger.num_quarantined:
         first = ledger.quarantined[0]
@@ -260,15 +290,8 @@ def _outside(source: SourceConfig, context: Context, notes: list[str]) -> list[D
             if count.bytes and reason in (LINE_END, BLANK_LINE)}
     if left:
         notes.append(f"{sum(left.values()):,} bytes of {source.path} are not scored: {', '.join(left)}")
-    if source.language is not None:
-        wanted = [document for document in documents if language(document.text) == source.language]
-        if len(wanted) < len(documents):
-            notes.append(f"{len(documents) - len(wanted)} documents of {source.path} are not in {source.language} and are "
-                         "not scored")
-        documents = wanted
-    if not any(document.text for document in documents):
-        raise DataError("holds no text to score", where=source.path)
-    return documents
+    if others:
+        notes.append(f"{others} documents of {source.path} are not in {source.language} and are not scored")
 
 
 def training_text(context: Context, notes: list[str]) -> list[bytes]:
