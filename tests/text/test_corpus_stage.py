@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 from rich.console import Console
@@ -13,6 +14,7 @@ from danlu.core.errors import ConfigError, DataError
 from danlu.pipeline.context import Context, Input, SingleProcess
 from danlu.pipeline.stages import corpus
 from danlu.pipeline.stages.corpus import Group, Settings, Size, choose_heldout
+from danlu.text.clean import measured
 from danlu.text.files import resolve
 from danlu.text.read import read_corpus
 from danlu.text.spool import place_of
@@ -84,6 +86,42 @@ def test_held_out_by_pattern_bytes_and_group(base: Path) -> None:
     assert len(list(read_corpus(base / "c", "heldout"))) == 60, "the whole file goes with its one document"
     with pytest.raises(ConfigError, match="matches no document"):
         run(base, "d", heldout=["nothing*"])
+    with pytest.raises(ConfigError, match=r"“texts/copy\.txt” in “heldout” matches no document that stays") as caught:
+        run(base, "e", heldout=["texts/03.txt", "texts/copy.txt"])
+    assert caught.value.hint == "It matches 1, all of which were dropped as duplicates."
+
+
+def test_files_that_are_not_read_are_counted_and_said(base: Path) -> None:
+    for name in ("a.log", "b.zip", ".c.txt"):
+        (base / "texts" / name).write_text("text")
+    (base / "texts" / "link").symlink_to(base)
+    metrics = run(base, "a")
+    assert "texts: 2 files of other kinds are not read" in metrics["printed"]
+    [station] = [item for item in json.loads((base / "a" / "ledger.json").read_bytes())["stations"]
+                 if item["name"] == "read:texts"]
+    assert station["notes"] == {"not read: files of other kinds": 2, "not read: hidden files": 1,
+                                "not read: links to folders": 1}
+
+
+def test_rows_without_the_field_are_told_which_setting_names_it(base: Path) -> None:
+    (base / "rows.jsonl").write_text('{"content": "A bright day."}\n' * 30)
+    with pytest.raises(DataError, match=r"no field “text” \(fields found: content\)") as caught:
+        run(base, "a", sources=[{"path": "rows.jsonl"}])
+    assert "Name the field that holds the text: field" in str(caught.value.hint)
+    assert run(base, "b", sources=[{"path": "rows.jsonl", "field": "content"}], heldout_share=0)["duplicates"] == 29
+
+
+def test_what_is_measured_is_of_the_text_that_stays(base: Path) -> None:
+    shared = "版权所有，请勿转载。本页面的内容由编辑部整理，仅供参考使用。"
+    rows = [{"text": f"{shared}\n\nChapter {n}: it was a bright day, the {n}th of the month!"} for n in range(9)]
+    (base / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run(base, "a", sources=[{"path": "rows.jsonl"}], heldout_share=0, dedup_paragraphs=True)
+    columns = pq.read_table(base / "a" / "train-00000.parquet").to_pydict()
+    assert len(columns["text"]) == 9 and sum(shared in text for text in columns["text"]) == 1
+    for text, chars, han, symbols in zip(*(columns[name] for name in ("text", "chars", "han_ratio", "symbol_ratio"))):
+        assert {"chars": chars, "han_ratio": han, "symbol_ratio": symbols} == measured(text)
+    report = json.loads((base / "a" / "report.json").read_bytes())
+    assert report["categories"]["text"]["lengths"] == {"32": 8, "64": 1}
 
 
 def test_corpora_that_cannot_be_meant(base: Path) -> None:

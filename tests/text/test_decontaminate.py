@@ -77,6 +77,7 @@ def test_what_a_disguise_hides_is_counted(monkeypatch: pytest.MonkeyPatch) -> No
     ["casino"]),
     ("ｃａｓｉｎｏ", ["casino"]), ("线上赌场开业", ["赌场"]), ("see https://www.bad.com/x?y", ["bad.com"]),
     ("a.b.bad.com", ["bad.com"]),
+    ("登录bad.com领取", ["bad.com"]), ("登录notbad.com", []), ("见a坏.bad.com", ["bad.com"]),
     ("notbad.com", []), ("mail x@bad.com", []), ("good.org/fine", []), ("http://good.org/bad/page", ["good.org/bad"]),
     ("c++!", ["c++"])])
 def test_block_lists(tmp_path: Path, text: str, found: list[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from danlu.core.errors import ConfigError
-from danlu.text.files import docstring_names, locate, modules, resolve
+from danlu.text.files import docstring_names, locate, modules, passed_over, resolve
 
 
 @pytest.fixture
@@ -24,6 +24,17 @@ def test_a_folder_gives_its_known_files_sorted_and_without_hidden_ones(tree: Pat
     assert [item.label for item in found] == ["tree/a.md", "tree/b.txt", "tree/deep/c.jsonl", "tree/deep/er/d.txt"]
     assert all(item.path.is_file() for item in found)
     assert tree / "tree" / "x.yml" in resolve("tree", tree)
+
+
+def test_what_of_a_folder_is_not_read_is_counted(tree: Path) -> None:
+    (tree / "elsewhere").mkdir()
+    (tree / "tree" / "deep" / "link").symlink_to(tree / "elsewhere")
+    (tree / "tree" / "more.txt").symlink_to(tree / "tree" / "b.txt")
+    known = (".txt", ".md", ".jsonl")
+    expected = {"files of other kinds": 2, "hidden files": 2, "links to folders": 1}
+    assert passed_over("tree", tree, known) == passed_over(str(tree / "tree"), Path("/"), known) == expected
+    for path in ("tree/b.txt", "tree/*.txt", "package:tree", "docstrings:json", "nothing"):
+        assert passed_over(path, tree, known) == {}, path
 
 
 def test_files_globs_and_absolute_paths(tree: Path) -> None:

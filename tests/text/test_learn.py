@@ -88,6 +88,19 @@ def test_texts_unlike_good_text_go_and_what_was_measured_is_told(base: Path) -> 
     assert train["dropped"]["normalised"]["bytes"] > 100
 
 
+def test_good_text_is_read_as_its_entry_says(base: Path) -> None:
+    lines = (base / "good" / "0.txt").read_text().splitlines()
+    (base / "rows.jsonl").write_text("".join(json.dumps({"content": line}) + "\n" for line in lines))
+    for work, entry in (("lines", {"train": "good/0.txt", "document": "line"}),
+                        ("rows", {"train": "rows.jsonl", "field": "content"})):
+        run(base, work, 1 << 30, clean={"perplexity": [entry]}, **KEYS)
+        assert stations(base / work)["perplexity of others: train"]["in"]["rows"] == 40
+    by_line, by_row = (pq.read_table(base / work / "train-00000.parquet")["perplexity"] for work in ("lines", "rows"))
+    assert by_line == by_row, "the same texts"
+    with pytest.raises(ValidationError, match="a path of names joined by dots"):
+        CleanConfig.model_validate({"perplexity": [{"train": "a", "field": "data[0]"}]})
+
+
 def test_of_good_text_no_more_is_read_than_asked_for(base: Path) -> None:
     limit = 1000 + (base / "good" / "0.txt").stat().st_size
     entry = {"train": "good/*.txt", "max_chars": limit}

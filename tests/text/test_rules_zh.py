@@ -52,6 +52,8 @@ def test_each_kind_of_line_is_an_option() -> None:
     assert drop_frame_lines(text, ChineseConfig(drop_ad_lines=False)) == (f"{STORY}\n责任编辑：张三", 1)
     assert drop_frame_lines(text, ChineseConfig(drop_nav_lines=False)) == (f"{STORY}\n首页 > 新闻 > 正文", 1)
     assert drop_frame_lines("扫一扫关注我们的公众号", ChineseConfig()) == ("", 1)
+    assert drop_frame_lines("首页 > 新闻 > 正文", ChineseConfig()) == ("", 1)
+    assert drop_frame_lines("首页 > 新闻 > 正文", ChineseConfig(drop_nav_lines=False)) == ("首页 > 新闻 > 正文", 0)
 
 
 @given(text=st.text(st.sampled_from("灯塔海。，\n 1a>|"), max_size=120))

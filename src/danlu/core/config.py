@@ -9,10 +9,11 @@ deep it stands.
         logging_steps: int = free(10, ge=1, description="…")
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from danlu.core.errors import ConfigError, nearest
 
@@ -48,6 +49,18 @@ HINTS = {
     "label_smoothing": "dpo_label_smoothing",
     "pref_bco_weight": "pref_loss: [sigmoid, bco] with loss_weights",
 }
+
+
+_FIELD_PATH = re.compile(r"[^.\[\]]+(\[\])?(\.[^.\[\]]+(\[\])?)*")
+
+
+def _is_field_path(value: str) -> str:
+    if not _FIELD_PATH.fullmatch(value):
+        raise ValueError("a path of names joined by dots, with [] after the name of a list, such as data[].text")
+    return value
+
+
+FieldPath = Annotated[str, AfterValidator(_is_field_path)]  # where in a row something is: content, data[].text
 
 
 class Config(BaseModel):

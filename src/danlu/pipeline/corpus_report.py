@@ -60,7 +60,7 @@ def report_of(title: str, fingerprint: str, spool: Spool, chosen: Chosen, held: 
         sizes, languages = chosen.sizes[own], marks["language"][own]
         categories[category] = {
             "documents": int(own.sum()), "bytes": int(sizes.sum()), "heldout": int((own & held).sum()),
-            "lengths": lengths(marks["chars"][own]),
+            "lengths": lengths(chosen.chars[own]),
             "languages": {name: int((languages == number).sum()) for number, name in enumerate(spool.languages)
                           if (languages == number).any()}}
     by_reason: dict[str, list[dict[str, str]]] = {}

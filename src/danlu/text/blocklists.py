@@ -36,6 +36,7 @@ class BlocklistConfig(Config):
 
 
 LONGEST = 200  # characters of an entry
+_LATIN_END = re.compile(r"(?<=[^\x00-\x7f])[a-z0-9][a-z0-9-]*$")  # 登录a.com: what stands before it need not be of the name
 _LINK = re.compile(r"(?:https?://|//|\bwww\.|(?<![\w@.-]))((?:[\w-]+\.)+[a-z]{2,24})((?:/[^\s<>\"'，。）】]*)?)")
 
 
@@ -82,8 +83,10 @@ class Blocklist:
     def _site(self, host: str, path: str) -> str | None:
         labels = host.removeprefix("www.").split(".")
         folders = [part for part in path.split("?")[0].split("/") if part]
-        for start in range(len(labels) - 1):
-            name = ".".join(labels[start:])
+        names = [".".join(labels[start:]) for start in range(len(labels) - 1)]
+        if end := _LATIN_END.search(labels[0]):
+            names.append(".".join([end[0], *labels[1:]]))
+        for name in names:
             for depth in range(len(folders) + 1):
                 entry = "/".join([name, *folders[:depth]])
                 if entry in self.sites:

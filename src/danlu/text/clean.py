@@ -193,7 +193,8 @@ def _judged(text: str, config: CleanConfig, aids: Aids, address: str) -> Cleaned
             return Cleaned(None, "empty", spoken)
         notes.update({f"pii_{kind}": count for kind, count in found.items()})
         changes["pii"] = _size(text) - _size(before) if found else 0
-    return Cleaned(text, None, spoken, changes, notes, {**_quality(text, score, config), **likeness.quality})
+    told = {} if config.langid.model == "script" else {"language_score": round(score, 4)}
+    return Cleaned(text, None, spoken, changes, notes, {**measured(text), **told, **likeness.quality})
 
 
 def _likeness(text: str, model: tuple[CharNgram, float | None] | None) -> Cleaned:
@@ -242,14 +243,14 @@ def _word_rules(text: str, config: CleanConfig) -> tuple[str, str | None]:
     return text, reason
 
 
-def _quality(text: str, score: float, config: CleanConfig) -> dict[str, float]:
+def measured(text: str) -> dict[str, float]:
+    """chars, han_ratio and symbol_ratio of a text."""
     counts = kind_counts(text)
     solid = len(text) - counts[BLANK]
     han = 0 if text.isascii() else sum(map(len, _HAN.findall(text)))
     letters = counts[LETTER] + counts[SINGLE] + counts[NUMBER]
-    known = {"chars": float(len(text)), "han_ratio": round(han / max(solid, 1), 4),
-             "symbol_ratio": round((solid - letters) / max(solid, 1), 4)}
-    return known if config.langid.model == "script" else {**known, "language_score": round(score, 4)}
+    return {"chars": float(len(text)), "han_ratio": round(han / max(solid, 1), 4),
+            "symbol_ratio": round((solid - letters) / max(solid, 1), 4)}
 
 
 def repeated_share(text: str) -> float:

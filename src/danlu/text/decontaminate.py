@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from pydantic import Field
 
-from danlu.core.config import Config
+from danlu.core.config import Config, FieldPath
 from danlu.text.characters import ngrams, units_and_singles
 
 CHINESE_SHARE = 0.5  # of single characters among an item's units, from which its runs are counted in characters
@@ -32,7 +32,7 @@ class EvalSetConfig(Config):
 
     name: str = Field(pattern=r"^[\w-]+$", description="the reason in the ledger: contaminated_NAME")
     path: str = Field(min_length=1, description="file, folder or glob, as a source of the corpus")
-    fields: list[str] = Field(default=[], description="columns or paths of the items' texts; of plain text: lines")
+    fields: list[FieldPath] = Field(default=[], description="columns or paths of the items' texts; of plain text: lines")
 
 
 class DecontaminateConfig(Config):

@@ -41,11 +41,10 @@ def repeats(hashes: np.ndarray, before: np.ndarray | None = None) -> np.ndarray:
     return found
 
 
-def paragraphs_of(text: str) -> list[tuple[str, int, int]]:
-    """(paragraph, its bytes, bytes of the blank lines behind it) for each that says something; blank lines part them."""
+def paragraphs_of(text: str) -> list[tuple[str, str]]:
+    """(paragraph, the blank lines behind it) for each that says something; blank lines part them."""
     pieces = BLANK_LINES.split(text)  # paragraph, blank lines, paragraph, …
-    return [(paragraph, len(paragraph.encode()), len(blank.encode()))
-            for paragraph, blank in zip(pieces[::2], [*pieces[1::2], ""]) if paragraph.strip()]
+    return [(paragraph, blank) for paragraph, blank in zip(pieces[::2], [*pieces[1::2], ""]) if paragraph.strip()]
 
 
 def keep_paragraphs(text: str, stays: Iterable[bool]) -> str:
@@ -59,13 +58,12 @@ def keep_paragraphs(text: str, stays: Iterable[bool]) -> str:
     return "".join(kept[:-1])
 
 
-def bytes_left(paragraphs: np.ndarray, stays: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """int64 [documents]: the bytes of `keep_paragraphs` for each, from (`bytes`, `blank`) of all paragraphs, whether each
-    stays, and how many each document has."""
+def size_left(sizes: np.ndarray, blanks: np.ndarray, stays: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """int64 [documents]: the size of `keep_paragraphs` for each, from the sizes of all paragraphs and of the blank lines
+    behind them, whether each stays, and how many each document has. The unit is that of the sizes."""
     owner = np.repeat(np.arange(len(counts)), counts)
-    sizes = (paragraphs["bytes"].astype(np.int64) + paragraphs["blank"]) * stays
-    left = np.bincount(owner, sizes, len(counts)).astype(np.int64)  # exact below 2⁵³
+    left = np.bincount(owner, (sizes.astype(np.int64) + blanks) * stays, len(counts)).astype(np.int64)  # exact below 2⁵³
     kept = np.flatnonzero(stays)
     last = kept[np.append(owner[kept][1:] != owner[kept][:-1], True)] if len(kept) else kept
-    left[owner[last]] -= paragraphs["blank"][last]
+    left[owner[last]] -= blanks[last]
     return left

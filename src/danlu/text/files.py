@@ -82,18 +82,45 @@ def locate(path: str, base: Path, suffixes: tuple[str, ...] = ALL_SUFFIXES) -> l
         return _locate_in_package(path, suffixes)
     if not path.strip():
         raise ConfigError("an empty path names no source")
-    plain = Path(path).expanduser()
-    roots = [Path(plain.anchor)] if plain.is_absolute() else [Path.cwd(), base]
-    inside = plain.relative_to(plain.anchor).as_posix() if plain.is_absolute() else plain.as_posix()
-    for root in dict.fromkeys(roots):
+    roots, inside, prefix = _places(path, base)
+    for root in roots:
         found = _below(root, inside, suffixes)
         if found:
-            prefix = plain.anchor if plain.is_absolute() else ""
             for label, file in found:
                 if any("\ud800" <= character <= "\udfff" for character in label):  # bytes that are no text
                     raise ConfigError(f"the name of the file {os.fsencode(file)!r} is not UTF-8", hint="Rename it.")
             return [Located(file, prefix + label) for label, file in found]
     raise ConfigError(f"nothing is found at “{path}”", hint=_hint(roots, inside, suffixes))
+
+
+def _places(path: str, base: Path) -> tuple[list[Path], str, str]:
+    """The folders below which a path may be, the path below them, and what stands before that in labels."""
+    plain = Path(path).expanduser()
+    if plain.is_absolute():
+        return [Path(plain.anchor)], plain.relative_to(plain.anchor).as_posix(), plain.anchor
+    return list(dict.fromkeys([Path.cwd(), base])), plain.as_posix(), ""
+
+
+def passed_over(path: str, base: Path, suffixes: tuple[str, ...] = ALL_SUFFIXES) -> dict[str, int]:
+    """How much of a folder `locate` passes over, by why: {"files of other kinds": 2}; of what is no folder nothing."""
+    if path.startswith((PACKAGE, DOCSTRINGS)):
+        return {}
+    roots, inside, _ = _places(path, base)
+    target = next((root / inside for root in roots if _below(root, inside, suffixes)), None)
+    found: dict[str, int] = {}
+    if target is None or not target.is_dir():
+        return found
+    for entry in target.rglob("*"):
+        link = entry.is_symlink() and entry.is_dir()
+        if any(part.startswith(".") for part in entry.relative_to(target).parts):
+            why = "hidden files" if entry.is_file() else ""
+        elif link:
+            why = "links to folders"
+        else:
+            why = "files of other kinds" if entry.is_file() and suffix_of(entry) not in suffixes else ""
+        if why:
+            found[why] = found.get(why, 0) + 1
+    return found
 
 
 def _below(root: Path, inside: str, suffixes: tuple[str, ...]) -> list[tuple[str, Path]]:

@@ -113,7 +113,8 @@ def _good_texts(number: int, config: CleanConfig, base: Path, ledger: Ledger) ->
     """The first `max_chars` characters of good text in their normal form, counted at the station `train`."""
     part = config.perplexity[number]
     left = part.max_chars
-    documents = cast(Generator[Document, None, None], read_documents(SourceConfig(path=part.train), base, ledger))
+    documents = cast(Generator[Document, None, None], read_documents(
+        SourceConfig(path=part.train, document=part.document, field=part.field), base, ledger))
     ledger.station(f"read:{part.train}")  # stands before the next
     station = ledger.station("train")
     for document in documents:

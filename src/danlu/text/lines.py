@@ -35,6 +35,7 @@ MAX_REFUSED = 0.2  # the share of refused rows at which a source is taken for so
 MIN_ROWS = 20  # below this many rows a share says nothing
 NAMED = 3  # refused places that an error names
 MAX_NOTES = 100  # of what is read, and of columns that are not; rows that are objects of many keys could have any number
+NO_FIELD = "no field"  # how the reason begins where a row has no text under the name that is asked for
 BOM = b"\xef\xbb\xbf"
 MARKUP = "markup around the text"
 BLANK_LINE, LINE_END = "blank line", "line end after the text"
@@ -98,10 +99,13 @@ class Gate:
     def finish(self) -> None:
         """Raises DataError if too many of the rows were refused."""
         if self.rows >= MIN_ROWS and self.refused > self.max_refused * self.rows:
+            misnamed = all(NO_FIELD in first for first in self.first)
             raise DataError(
                 f"{self.refused} of {self.rows} rows were refused, more than the {self.max_refused:.0%} allowed:\n  "
                 + "\n  ".join(self.first), where=self.station.name.removeprefix("read:"),
-                hint="Is it another format, or not UTF-8? Mend or remove the rows; max_refused allows a larger share.")
+                hint="Name the field that holds the text: field, in a corpus's source or a filter's; text_field, in a step."
+                if misnamed else
+                "Is it another format, or not UTF-8? Mend or remove the rows; max_refused allows a larger share.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,12 @@ distinct(h) / (count(h) + distinct(h)).
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from danlu.core.config import Config
+from danlu.core.config import Config, FieldPath
 from danlu.text.characters import codes_of, mix64
 
 ORDER = 4
@@ -37,6 +38,8 @@ class PerplexityConfig(Config):
 
     language: str | None = Field(default=None, description="what it judges; default: languages without an own")
     train: str = Field(min_length=1, description="file, folder or glob of good text that the model learns")
+    document: Literal["file", "paragraph", "line"] = Field(default="file", description="of that, as in a corpus's sources")
+    field: FieldPath | None = Field(default=None, description="of that, as in a corpus's sources")
     max_perplexity: float | None = Field(default=None, gt=1, description="largest perplexity per character; default: any")
     max_chars: int = Field(default=20_000_000, ge=1000, description="characters of the good text that are read")
 

@@ -14,15 +14,14 @@ as what they hold.
 """
 
 import io
-import re
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from danlu.core.config import Config
+from danlu.core.config import Config, FieldPath
 from danlu.core.errors import DataError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Document
@@ -44,7 +43,7 @@ from danlu.text.files import (
     resolve,
     suffix_of,
 )
-from danlu.text.lines import BEHIND, BLANK_LINE, LINE_END
+from danlu.text.lines import BEHIND, BLANK_LINE, LINE_END, NO_FIELD
 from danlu.text.mediawiki import read_dump
 from danlu.text.pages import need_web, read_page
 from danlu.text.registry import Found, counted, find
@@ -57,7 +56,6 @@ DOCUMENTS = TEXT_SUFFIXES + DATA_SUFFIXES + WEB_SUFFIXES
 WEB = {**dict.fromkeys(PAGE_SUFFIXES, read_page), ".warc": read_warc, ".wet": read_warc, ".xml": read_dump}
 FIELDS = ("text", "prompt")  # where a row's text is, unless `field` says so
 MAX_DOCUMENT_BYTES = 1 << 28  # a document is held in memory several times over
-_FIELD = re.compile(r"[^.\[\]]+(\[\])?(\.[^.\[\]]+(\[\])?)*")
 
 
 class SourceConfig(Config):
@@ -65,18 +63,11 @@ class SourceConfig(Config):
 
     path: str = Field(min_length=1, description="file, folder, glob, package:NAME/path or docstrings:NAME,NAME")
     document: Literal["file", "paragraph", "line"] = Field(default="file", description="one document of plain text")
-    field: str | None = Field(default=None, description="path of the text, such as data[].paragraphs[].context")
+    field: FieldPath | None = Field(default=None, description="path of the text, such as data[].paragraphs[].context")
     category: str = Field(default="text", min_length=1, description="the label by which losses and shares are reported")
     language: Literal["zh", "en"] | None = Field(default=None, description="documents of another language are dropped")
     group: Literal["document", "file", "package"] = Field(default="document", description="what is held out together")
     max_refused: float = Field(default=MAX_REFUSED, ge=0, le=1, description="share of refused rows that is accepted")
-
-    @field_validator("field")
-    @classmethod
-    def _is_path(cls, value: str | None) -> str | None:
-        if value is not None and not _FIELD.fullmatch(value):
-            raise ValueError("a path of names joined by dots, with [] after the name of a list, such as data[].text")
-        return value
 
 
 def read_documents(source: SourceConfig, base: Path, ledger: Ledger, pairs: bool = False) -> Iterator[Document]:
@@ -329,7 +320,7 @@ def _dig(value: Any, path: list[str], place: str, texts: list[str], wrong: list[
         wrong.append((place, f"“{place}” is not an object but {kind_of(value)}"))
     elif name not in value:
         keys = ", ".join(str(key)[:40] for key in list(value)[:8]) or "none"
-        wrong.append((here, f"no field “{here}” (fields found: {keys})"))
+        wrong.append((here, f"{NO_FIELD} “{here}” (fields found: {keys})"))
     elif not path[0].endswith("[]"):
         _dig(value[name], path[1:], here, texts, wrong)
     elif not isinstance(value[name], list):

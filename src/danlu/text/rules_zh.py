@@ -59,7 +59,7 @@ _ENDS = tuple("。！？!?.…；;”\"」』）)：:")
 
 def drop_frame_lines(text: str, config: ChineseConfig) -> tuple[str, int]:
     """The text without its lines of advertisement and navigation, and how many those were."""
-    if not (_AD.search(text) if "\n" not in text else True):
+    if "\n" not in text and not _AD.search(text) and not _NAV.match(text.strip()):  # most texts of one line
         return text, 0
     kept, dropped = [], 0
     for line in text.split("\n"):

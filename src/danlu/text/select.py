@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from danlu.core.ledger import Ledger
-from danlu.text.dedup import FIRST, bytes_left, repeats
+from danlu.text.dedup import FIRST, repeats, size_left
 from danlu.text.lines import Gate
 from danlu.text.minhash import NearConfig
 from danlu.text.near import near_repeats
@@ -28,12 +28,14 @@ class Chosen:
 
     stays       bool [documents]
     sizes       int64 [documents]: bytes of text, without the paragraphs that go
+    chars       int64 [documents]: characters of it
     paragraphs  bool [paragraphs]: which stay; None where none is dropped
     removed     some of what goes, to be shown
     """
 
     stays: np.ndarray
     sizes: np.ndarray
+    chars: np.ndarray
     paragraphs: np.ndarray | None
     removed: list[Removed]
 
@@ -73,7 +75,7 @@ def select(spool: Spool, near: NearConfig | None, paragraphs: bool, ledger: Ledg
     sizes = marks["bytes"].astype(np.int64)
     named = marks["named"] != spool.named.index(())
     of = repeats(marks, named)
-    chosen = Chosen(of == FIRST, sizes, None, [])
+    chosen = Chosen(of == FIRST, sizes, spool.marks["chars"].astype(np.int64), None, [])
     _count(ledger, "dedup", "duplicate", np.ones(len(spool), np.bool_), chosen.stays, sizes)
     chosen.removed += _shown(spool, "dedup", "duplicate", of)
     if near is not None:
@@ -110,7 +112,7 @@ def _drop_paragraphs(spool: Spool, chosen: Chosen, ledger: Ledger, named: np.nda
     alive = np.flatnonzero(np.repeat(chosen.stays, counts))
     new = np.zeros(len(paragraphs), np.bool_)
     new[alive] = repeats(paragraphs[alive], np.repeat(named, counts)[alive]) == FIRST
-    left = bytes_left(paragraphs, new, counts)
+    left, chars = (size_left(paragraphs[unit], paragraphs[f"blank_{unit}"], new, counts) for unit in ("bytes", "chars"))
     has_any = np.bincount(np.repeat(np.arange(len(counts)), counts), new, len(counts)) > 0
     stays = chosen.stays & has_any
     station = ledger.station("paragraphs")
@@ -124,4 +126,4 @@ def _drop_paragraphs(spool: Spool, chosen: Chosen, ledger: Ledger, named: np.nda
     gone = [Removed.of("paragraphs", "nothing but repeated paragraphs", document)
             for document in spool.documents(np.flatnonzero(chosen.stays & ~has_any)[:SHOWN].tolist())]
     chosen.removed += gone
-    chosen.stays, chosen.sizes, chosen.paragraphs = stays, left, new
+    chosen.stays, chosen.sizes, chosen.chars, chosen.paragraphs = stays, left, chars, new

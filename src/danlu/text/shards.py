@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from danlu.core.artifact import write_atomic
+from danlu.text.clean import measured
 from danlu.text.corpus import SPLITS, CorpusWriter, Row, read_shard, shard_path
 from danlu.text.dedup import keep_paragraphs
 from danlu.text.spool import MARK, Spool, path_of
@@ -75,7 +76,7 @@ def write_shard(job: ShardJob) -> None:
 
 def _shortened(row: Row, left: list[bool]) -> Row:
     text = keep_paragraphs(row.document.text, left)
-    return replace(row, document=replace(row.document, text=text), quality={**row.quality, "chars": float(len(text))})
+    return replace(row, document=replace(row.document, text=text), quality={**row.quality, **measured(text)})
 
 
 def _paragraphs(job: ShardJob, part: int, first: int, num: int) -> list[list[bool] | None]:

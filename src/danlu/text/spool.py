@@ -45,7 +45,8 @@ HASH = [("high", "<u8"), ("low", "<u8")]  # a fingerprint
 # place: of the group; language, named: numbers in the split's lists
 MARK = np.dtype([*HASH, ("place", "<u8"), ("bytes", "<u4"), ("chars", "<u4"), ("paragraphs", "<u4"), ("language", "u1"),
                  ("named", "<u2")])
-PARAGRAPH = np.dtype([*HASH, ("bytes", "<u4"), ("blank", "<u4")])
+# blank_…: of the blank lines behind it
+PARAGRAPH = np.dtype([*HASH, ("bytes", "<u4"), ("blank_bytes", "<u4"), ("chars", "<u4"), ("blank_chars", "<u4")])
 PERPLEXITY_BINS, MAX_BITS = 2, 16  # of the histogram: bins to each power of two, and the last of these
 SHOWN = 5  # texts that are kept for each reason for which they go, to show them
 EXCERPT = 300
@@ -215,7 +216,8 @@ def _mark(job: Job, row: Row, files: Any, done: _Done) -> np.ndarray:
     """The document's MARK; its paragraphs are written on the way."""
     document, paragraphs = row.document, 0
     if job.paragraphs:
-        found = [(*halves(fingerprint(text)), size, blank) for text, size, blank in paragraphs_of(document.text)]
+        found = [(*halves(fingerprint(text)), len(text.encode()), len(blank.encode()), len(text), len(blank))
+                 for text, blank in paragraphs_of(document.text)]
         files["paragraphs"].write(np.array(found, PARAGRAPH).tobytes())
         paragraphs = len(found)
     matching = tuple(pattern for pattern in job.heldout

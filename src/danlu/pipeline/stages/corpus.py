@@ -38,9 +38,10 @@ from danlu.text.clean import CleanConfig
 from danlu.text.corpus import SPLITS
 from danlu.text.decontaminate import DecontaminateConfig, measure_recall
 from danlu.text.evalsets import read_items
+from danlu.text.files import passed_over
 from danlu.text.learn import COUNTED, count_split, find_boilerplate, is_boilerplate_known, train_model
 from danlu.text.minhash import NearConfig
-from danlu.text.read import SourceConfig
+from danlu.text.read import DOCUMENTS, SourceConfig
 from danlu.text.select import Chosen, merge, road, select
 from danlu.text.shards import plan_shards, write_shard
 from danlu.text.splits import plan_splits
@@ -51,11 +52,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 KIND = "corpus"
-SCHEMA = 4
+SCHEMA = 5
 BYTES_PER_TOKEN = 4  # of a tokenizer trained on such text, in English and in Chinese
 DOCSTRING_SHARE = 0.25  # of Python source that is docstrings
 BYTES_PER_SECOND = 8e6
 CARRIERS = 100  # documents in which items of evaluation sets are planted
+CARRIER_CHARS = 10_000  # of the beginning of each: a book would take minutes to search a hundred times
 PLACES = 2**56  # of groups' hashes
 
 
@@ -115,6 +117,10 @@ def run(context: Context) -> dict[str, Any]:
     for name in (*road(settings.sources, settings.near_dedup is not None, settings.dedup_paragraphs,
                        settings.decontaminate is not None), "split"):
         ledger.station(name)
+    for source in {source.path: source for source in settings.sources}.values():
+        for what, count in passed_over(source.path, context.base, DOCUMENTS).items():
+            ledger.station(f"read:{source.path}").note(f"not read: {what}", rows=count)
+            context.console.print(visible(f"{source.path}: {count:,} {what} are not read"), markup=False, highlight=False)
     spool, learned = _read_all(context)
     removed = merge(spool, settings.sources, ledger)
     chosen = select(spool, settings.near_dedup, settings.dedup_paragraphs, ledger)
@@ -190,8 +196,9 @@ def _do_splits(context: Context, name: str, do: Callable[..., None], jobs: Seque
 def _measure_recall(config: DecontaminateConfig, context: Context, spool: Spool, chosen: Chosen, ledger: Ledger) -> None:
     """Plants items of the evaluation sets in documents that stay, and notes how many are found."""
     places = np.flatnonzero(chosen.stays)
-    carriers = spool.documents(places[:: max(len(places) // CARRIERS, 1)][:CARRIERS].tolist())
-    found = measure_recall(read_items(config, context.base, ledger), [document.text for document in carriers], config)
+    numbers = places[:: max(len(places) // CARRIERS, 1)][:CARRIERS].tolist()
+    carriers = [document.text[:CARRIER_CHARS] for number in numbers for document in spool.documents([number])]
+    found = measure_recall(read_items(config, context.base, ledger), carriers, config)
     for name, recall in found.items():
         station = ledger.station("decontaminate")
         station.note(f"{name}: planted items that were found, of {recall.planted:,}", rows=recall.found)
@@ -231,8 +238,10 @@ def _hold_out(spool: Spool, chosen: Chosen, settings: Settings, step: str) -> np
     matched = {pattern for number in np.unique(marks["named"][chosen.stays]) for pattern in spool.named[number]}
     for pattern in settings.heldout:
         if pattern not in matched:
-            raise ConfigError(f"the pattern “{pattern}” in “heldout” matches no document", where=step,
-                              hint="Patterns are matched against a document's source and its id.")
+            gone = sum(int((marks["named"] == number).sum()) for number, own in enumerate(spool.named) if pattern in own)
+            raise ConfigError(f"the pattern “{pattern}” in “heldout” matches no document that stays", where=step,
+                              hint=f"It matches {gone:,}, all of which were dropped as duplicates." if gone else
+                              "Patterns are matched against a document's source and its id, after cleaning.")
     named = chosen.stays & (marks["named"] != spool.named.index(()))
     # others than these cannot be held out, and a corpus can have as many groups as documents
     relevant = np.flatnonzero(chosen.stays & (np.isin(marks["place"], np.unique(marks["place"][named])) |

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from danlu.core.config import free
+from danlu.core.config import FieldPath, free
 from danlu.core.errors import ConfigError
 from danlu.core.ledger import Ledger
 from danlu.core.records import Document
@@ -62,7 +62,7 @@ class Settings(DataConfig, TrainSettings, AdapterConfig, MachineConfig, MixedCon
     model: str | dict[str, Any] = Field(description="a step, folder or hub id; or model_type and config keys")
     tokenizer: str | None = Field(None, description="a step, folder or hub id; default: the model's own")
     document: Literal["file", "paragraph", "line"] = Field("file", description="what one document of plain text is")
-    text_field: str | None = Field(None, description="where a row's text is, in json, jsonl and csv")
+    text_field: FieldPath | None = Field(None, description="where a row's text is, in json, jsonl and csv")
     workers: int | None = free(None, ge=1, description="processes that tokenise much text; default: one a core")
 
     @model_validator(mode="after")
