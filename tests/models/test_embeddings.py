@@ -77,13 +77,14 @@ def test_nothing_is_drawn_from_the_global_generator():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_replaced_vocabulary_takes_rows_from_anywhere():
+@pytest.mark.parametrize("init", ["mean", "norm_matched", "random"])
+def test_a_replaced_vocabulary_takes_rows_from_anywhere(init):
     lm = model(True)
     before = lm.model.embed_tokens.weight.detach().clone()
-    resize(lm, Fill(0, [(9,), (2, 3), (0,)], OLD), 8)
+    resize(lm, Fill(0, [(9,), (2, 3), (0,)], OLD, init), 8)
     after = lm.model.embed_tokens.weight
     assert torch.equal(after[0], before[9]) and torch.equal(after[2], before[0])
-    torch.testing.assert_close(after[1], before[2:4].mean(0))
+    assert torch.allclose(after[1], before[2:4].mean(0)) == (init == "mean")
     torch.testing.assert_close(after[3:], before[:OLD].mean(0).expand(5, -1))
 
 

@@ -1,12 +1,14 @@
 """Encoders and encoder-decoders: the loss and every gradient are those of transformers' own `labels=`."""
 
 from copy import deepcopy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import (
     AlbertConfig,
+    AutoConfig,
     BartConfig,
     BertConfig,
     DistilBertConfig,
@@ -20,7 +22,7 @@ from transformers import (
 from danlu.core.errors import ConfigError
 from danlu.core.examples import ORIGINAL, SEGMENT, Branch, Example
 from danlu.data.batch import Batch
-from danlu.models.encoders import KINDS, PairRoot, check_reading, max_row
+from danlu.models.encoders import KINDS, PairRoot, check_reading, max_row, own_tokens
 from danlu.models.load import new_config
 from danlu.models.root import Root
 from danlu.objectives.language import Language
@@ -177,3 +179,10 @@ def test_a_type_of_another_kind_is_refused() -> None:
         new_config({"model_type": "llama"}, None, 100, "masked")
     with pytest.raises(ConfigError, match="“bert” is no model of an encoder and a decoder"):
         new_config({"model_type": "bert"}, None, 100, "pair")
+
+
+@pytest.mark.parametrize(("family", "start"), [
+    ("t5", 0), ("mt5", 0), ("umt5", 0), ("bart", 2), ("mbart", 2), ("pegasus", 0)])
+def test_with_what_a_new_decoder_begins(family, start):
+    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=2)
+    assert own_tokens(AutoConfig.for_model(family).to_dict(), tokenizer)["decoder_start_token_id"] == start

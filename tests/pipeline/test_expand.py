@@ -10,7 +10,7 @@ import yaml
 from rich.console import Console
 from small_runs import changed
 from tokens.growing import ENGLISH, byte_level
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.examples import Branch, Example
@@ -266,6 +266,35 @@ def test_a_replaced_vocabulary():
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
+def test_a_vocabulary_that_is_replaced_learns_its_commonest_words_again():
+    artifact = go("learned-anew", dataset="corpus", mode="replace", num_pieces=40, min_count=3, learn_ascii=True)["grown"]
+    old, new = (AutoTokenizer.from_pretrained(folder) for folder in ("old", artifact.folder))
+    again = {token for token in set(old.get_vocab()) & set(new.get_vocab()) if len(token) > 3 and not token.startswith("<")}
+    assert len(again) >= 3, "words that the old vocabulary had"
+    assert len(new(ENGLISH[0])["input_ids"]) < 0.75 * len(ENGLISH[0])
+
+
+def test_text_beyond_the_limit_is_not_learned_from():
+    artifact = go("limited", dataset="corpus", num_pieces=3, min_count=2, max_bytes_per_category=200)["grown"]
+    learn = next(station for station in read_ledger(artifact.folder).stations["stations"] if station["name"] == "learn")
+    assert 390 < learn["out"]["bytes"] <= 400, "of each of both categories the first 200 bytes, whole characters"
+    assert learn["dropped"]["beyond max_bytes_per_category"]["bytes"] == learn["in"]["bytes"] - learn["out"]["bytes"]
+
+
+def test_a_tokenizer_that_its_model_type_opens_otherwise(tmp_path):
+    """transformers goes by `model_type` for some families, and by `tokenizer_class` where no config lies beside."""
+    folder = make_model(tmp_path / "mixed")
+    shape, known = LlamaConfig.from_pretrained(folder).to_dict(), Qwen2Config().to_dict()
+    config = Qwen2Config(**{key: value for key, value in shape.items() if key in known} | {"model_type": "qwen2"})
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    values = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**values, "tokenizer_class": "LlamaTokenizerFast"}))
+    artifact = go("mixed", model=str(folder), pieces="pieces.jsonl")["grown"]
+    old, new = (AutoTokenizer.from_pretrained(place) for place in (folder, artifact.folder))
+    assert type(old) is type(new) and new(ENGLISH[0])["input_ids"] == old(ENGLISH[0])["input_ids"]
+    assert len(new("人工智能")["input_ids"]) == 1 < len(old("人工智能")["input_ids"])
+
+
 @pytest.mark.parametrize("settings,message", [
     ({}, "neither a file of pieces nor a dataset"), ({"dataset": "corpus"}, "num_pieces is missing"),
     ({"pieces": "pieces.jsonl", "min_count": 3}, "min_count is about learning"),
@@ -278,7 +307,7 @@ def test_settings_that_cannot_be_meant(settings, message):
 
 def test_nothing_new_and_kinds_that_cannot_grow(tmp_path):
     Path("old.jsonl").write_text('{"piece": "q"}')
-    with pytest.raises(DataError, match="no piece is new"):
+    with pytest.raises(DataError, match=r"no piece is new: .*\n  1 refused: already in the vocabulary"):
         go("nothing", pieces="old.jsonl")
     folder = make_model(tmp_path / "words")
     spec = json.loads((folder / "tokenizer.json").read_text())

@@ -184,7 +184,7 @@ def test_the_plan_says_the_shape_and_what_it_costs(capsys: pytest.CaptureFixture
     ("infilling", {"base__neftune_noise_alpha": 5}, "trains all weights, or adapters"),
     ("causal", {"base__cutoff_len": 4}, "leaves no room beside the three tokens of fim_rate"),
     ("infilling", {"base__objective": "span_corruption", "base__noise_density": 0.9, "base__mean_span_length": 1,
-                   "tokenizer__special_tokens": [], "tokenizer__num_sentinels": 40},
+                   "tokenizer__special_tokens": [], "tokenizer__num_sentinels": 40, "tokenizer__vocab_size": 310},
      "a target may have 74 tokens, and the model has positions for 48 only"),
     ("infilling", {"base__poisson_lambda": 0.001}, "greater than or equal to 0.1"),
 ])

@@ -202,6 +202,15 @@ def test_the_fastest_precision_is_what_the_processor_has_units_for(monkeypatch, 
     assert has_bf16_units("cuda")
 
 
+def test_a_family_that_opens_other_tokenizers_is_refused_before_it_trains() -> None:
+    shape = {"model_type": "qwen2", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+             "num_attention_heads": 2}
+    with pytest.raises(ConfigError, match="beside a qwen2 model as that family's own kind"):
+        go(load(base__model={**shape, "num_key_value_heads": 2}), only=["base"])
+    with pytest.raises(ConfigError, match="2 attention heads cannot share 32 key and value heads"):
+        plan(load(base__model=shape))
+
+
 def test_emulated_bf16_is_trained_in_and_said(monkeypatch) -> None:
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {})
     console = Console(record=True, width=200)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -14,6 +15,7 @@ from danlu.core.records import Document
 from danlu.pipeline.context import FILES, Context, Forecast, Input, SingleProcess
 from danlu.pipeline.stages import tokenizer as stage
 from danlu.text.corpus import CorpusWriter, Row, shard_path
+from danlu.tokens.train import train_tokenizer
 from tokens.samples import TEXT
 
 
@@ -125,6 +127,18 @@ def test_references_and_forecast():
 def test_settings_that_cannot_be_meant(values):
     with pytest.raises(ConfigError, match=r"recipe\.yaml:3"):
         settings(**{"dataset": "corpus"} | values)
+
+
+@pytest.mark.parametrize("kind", ["byte_bpe", "wordpiece", "unigram", "sentencepiece_bpe"])
+def test_the_smallest_vocabulary_is_known_before_anything_is_read(kind, tmp_path):
+    least = settings(dataset="corpus", kind=kind, num_sentinels=300, vocab_size=4096).options().least_size
+    options = settings(dataset="corpus", kind=kind, num_sentinels=300, vocab_size=least).options()
+    train_tokenizer([TEXT * 20], options, tmp_path)
+    with pytest.raises(ConfigError, match=f"use {least} or more") as caught:
+        settings(dataset="corpus", kind=kind, num_sentinels=300, vocab_size=least - 1)
+    assert "recipe.yaml:3" in str(caught.value)
+    with pytest.raises(ConfigError):
+        train_tokenizer([TEXT * 20], replace(options, vocab_size=least - 1), tmp_path)
 
 
 def test_what_is_left_out_is_chosen_by_kind():

@@ -81,6 +81,8 @@ def _fill(table: Tensor, before: Tensor, fill: Fill, number: int) -> None:
         new_VD[fill.first:end] = _INITS[fill.init](old_VD, fill, number)
     if fill.first == 0:
         new_VD[end:] = old_VD[:fill.num_old].mean(0)
+        same = [(row, ids[0]) for row, ids in enumerate(fill.sources) if len(ids) == 1]  # both vocabularies have it
+        new_VD[[row for row, _ in same]] = old_VD[[id for _, id in same]]
     table.copy_(new_VD.reshape(table.shape))
     table[:kept] = before[:kept]  # bit for bit
 

@@ -143,10 +143,12 @@ KINDS = {
 def own_tokens(config: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
     """The special tokens that a new encoder-decoder's config names beside the usual ones: with what its decoder begins.
 
-    That is eos for families whose default config names a token for it (BART), padding for the others (T5).
+    That is what the family's default config says: padding where it names that or nothing (T5, Pegasus), else eos (BART).
+    mBART's names nothing, for it begins with the mark of a language; a model of one language begins as BART does.
     """
-    eos = tokenizer.eos_token_id
-    start = tokenizer.pad_token_id if config.get("decoder_start_token_id") is None else eos
+    eos, begins = tokenizer.eos_token_id, config.get("decoder_start_token_id")
+    by_padding = begins in (None, config.get("pad_token_id")) and config.get("model_type") != "mbart"
+    start = tokenizer.pad_token_id if by_padding else eos
     if start is None:
         raise ConfigError("the tokenizer has no padding token, with which this model's decoder begins", key="tokenizer",
                           where=tokenizer.name_or_path, hint="Set pad_token in its tokenizer_config.json.")

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -158,9 +159,14 @@ def new_config(architecture: Mapping[str, Any], tokenizer: Any | None, vocab_siz
     try:
         if wanted is not None:
             return config_of_size(model_type, wanted, kind, {**own, **keys})
-        return AutoConfig.for_model(model_type, **{**own, **keys})
+        config = AutoConfig.for_model(model_type, **{**own, **keys})
     except UNBUILT as error:
         raise ConfigError(f"a {model_type} model cannot be built so: {reason_of(error)}", key="model") from None
+    heads, shared = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+    if heads and shared and heads % shared:  # a family's default may be more than the heads that are asked for
+        raise ConfigError(f"{heads} attention heads cannot share {shared} key and value heads", key="model",
+                          hint="Set num_key_value_heads to what divides num_attention_heads.")
+    return config
 
 
 def _ready(lm: PreTrainedModel, tokenizer: Any, device: torch.device | str, adapters: AdapterConfig | None,
@@ -341,6 +347,18 @@ def _generation_config(lm: PreTrainedModel, tokenizer: Any, stop_ids: Sequence[i
         return GenerationConfig(bos_token_id=config.bos_token_id, pad_token_id=config.pad_token_id,
                                 eos_token_id=config.eos_token_id, suppress_tokens=config.suppress_tokens)
     return config
+
+
+def check_reopened(config: Any, tokenizer: Any) -> None:
+    """Raises ConfigError where transformers would open a tokenizer with other ids beside a model of this type."""
+    with TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        try:
+            copy_tokenizer(tokenizer, Path(folder))
+        except DataError:
+            raise ConfigError(f"transformers opens every tokenizer beside a {config.model_type} model as that family's own "
+                              "kind, and this one would then give other ids", key="model.model_type",
+                              hint="llama and qwen3 are opened with any tokenizer.") from None
 
 
 def copy_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -149,7 +149,7 @@ def grow(backend: Tokenizer, pieces: Sequence[str], first_id: int, *, num_pieces
     kept = None
     if replace:
         kept = kept_ids(asked, keep)
-        backend = _stripped(asked, kept)
+        backend = stripped(asked, kept)
         first_id = len(kept)
     spelling = Spelling(backend)
     assert first_id > max(spelling.vocabulary.values()), "new ids come after all old ones"
@@ -436,8 +436,8 @@ def _is_byte(token: str) -> bool:
     return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
 
-def _stripped(spelling: Spelling, kept: tuple[int, ...]) -> Tokenizer:
-    """The tokenizer with these tokens alone, numbered anew in their old order."""
+def stripped(spelling: Spelling, kept: tuple[int, ...]) -> Tokenizer:
+    """The tokenizer with these tokens alone, numbered anew in their old order: what a vocabulary is replaced on."""
     spec = json.loads(spelling.backend.to_str())
     new = {old: id for id, old in enumerate(kept)}
     names = {id: token for token, id in spelling.vocabulary.items()}

@@ -36,6 +36,11 @@ MAX_SENTENCE = 4096  # bytes; a word has at most MAX_WORD characters, with their
 NEVER = -10_000.0  # score of special tokens and bytes in tokenizer.json, so that no text that spells one becomes it
 
 
+def least_size(special_tokens: Sequence[str]) -> int:
+    """The smallest vocabulary: special tokens, every byte, the characters that are always there, and two pieces."""
+    return 256 + len(special_tokens) + len({*ASCII, *"".join(special_tokens)}) + 2
+
+
 def train_sentencepiece(texts: Iterable[str], algorithm: Algorithm, vocab_size: int, special_tokens: Sequence[str], *,
                         chinese: Chinese = "script", digits: Digits = "single", character_coverage: float = 0.9995
                         ) -> tuple[Tokenizer, bytes]:
@@ -48,11 +53,10 @@ def train_sentencepiece(texts: Iterable[str], algorithm: Algorithm, vocab_size: 
         raise ConfigError(f"the special token “{short}” could be spelled by ordinary text",
                           hint="Put marks around a name, as in <|name|>.")
     always = {*ASCII, *"".join(special_tokens)}
-    least = 256 + len(special_tokens) + len(always)
-    if vocab_size <= least + 1:
+    if vocab_size < least_size(special_tokens):
         raise ConfigError(f"vocab_size {vocab_size} is too small for 256 bytes, {len(always)} characters that are always "
                           f"there and {len(special_tokens)} special tokens",
-                          hint=f"Use {least + 2} or more; a few thousand is usual for small corpora.")
+                          hint=f"Use {least_size(special_tokens)} or more; a few thousand is usual for small corpora.")
     counter = WordCounter(regex.compile(word_pattern(digits, chinese)))
     for text in texts:
         for chunk in chunks_of(text):
@@ -61,7 +65,7 @@ def train_sentencepiece(texts: Iterable[str], algorithm: Algorithm, vocab_size: 
     for word, count in counter.words.items():
         printed[_text_of(word)] += count
     del printed[""]
-    words = learnable(printed, character_coverage, (vocab_size - least) // 2 + 1)
+    words = learnable(printed, character_coverage, (vocab_size - least_size(special_tokens)) // 2 + 2)
     if not words:
         raise DataError("there is no text to train a tokenizer on")
     model = _train(_lines(words, SEEDS if algorithm == "unigram" else 1), algorithm, vocab_size, special_tokens)

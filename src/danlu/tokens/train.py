@@ -76,6 +76,13 @@ class Options:
         """Every special token in the order of the ids, which begin at 0."""
         return list(dict.fromkeys([*own_tokens(self.kind), *self.special_tokens]))
 
+    @property
+    def least_size(self) -> int:
+        """The smallest vocabulary that holds what it must."""
+        if self.kind in ("unigram", "sentencepiece_bpe"):
+            return sp_train.least_size(self.all_special)
+        return len(self.all_special) + (256 if self.kind == "byte_bpe" else 2)
+
 
 def own_tokens(kind: Kind) -> tuple[str, ...]:
     """The special tokens that a kind always has."""
@@ -154,7 +161,7 @@ def require_unspellable(tokenizer: Tokenizer, special: Sequence[str]) -> None:
     codec = Codec(tokenizer)
     for token, ids in zip(special, codec.encode_plain(special), strict=True):
         if tokenizer.token_to_id(token) in ids.tolist():
-            raise ConfigError(f"the special token “{token}” could be spelled by ordinary text",
+            raise ConfigError(f"the special token “{token}” could be spelled by ordinary text", key="special_tokens",
                               hint=NAMES)
 
 

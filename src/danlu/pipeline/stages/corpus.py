@@ -138,8 +138,10 @@ def run(context: Context) -> dict[str, Any]:
     _write_all(context, spool, chosen, held)
     for category, splits in metrics["categories"].items():
         if settings.heldout_share > 0 and splits["heldout"]["documents"] == 0:
-            context.console.print(visible(f"nothing of “{category}” is held out: it has too few groups, or too large ones"),
-                                  markup=False, highlight=False)
+            context.console.print(visible(
+                f"nothing of “{category}” is held out: it has too few groups, or ones that are larger than heldout_bytes; "
+                "no evaluation can measure it. Set document: paragraph or line for plain text, or more heldout_bytes."),
+                markup=False, highlight=False)
     for name, other in learned.items():
         ledger.absorb(other, f"{name}: ")
     ledger.save(context.work)

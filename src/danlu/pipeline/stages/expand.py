@@ -16,8 +16,10 @@ of them each category's texts use.
 import copy
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,7 +35,7 @@ from danlu.pipeline.vocabulary import Change, change_tables, measure
 from danlu.text.clean import language
 from danlu.text.pieces import read_pieces
 from danlu.text.read import SourceConfig, read_corpus, read_documents
-from danlu.tokens.expand import MAX_PIECE_LENGTH, Growth, grow, kept_ids
+from danlu.tokens.expand import MAX_PIECE_LENGTH, Growth, grow, kept_ids, stripped
 from danlu.tokens.learn import learn_pieces
 from danlu.tokens.spelling import Spelling
 
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from danlu.core.artifact import Artifact
 
 KIND = "model"
-SCHEMA = 2
+SCHEMA = 3
 GROWTH_FILE = "growth.json"
 TOKENIZER = ".tokenizer"  # where the grown tokenizer lies until the model is written
 TOP = 20  # of the most used new tokens that metrics name for each category
@@ -180,7 +182,7 @@ def token_ids(config: Any) -> list[tuple[str, Any]]:
 def run(context: Context) -> dict[str, Any]:
     """Grows the tokenizer, measures it, grows the model and compares it with what it was."""
     from danlu.models.export import TEXT
-    from danlu.models.load import load_tokenizer
+    from danlu.models.load import load_config, load_tokenizer
     from danlu.tokens.codec import Codec, backend_of
 
     settings, ledger = context.settings, Ledger()
@@ -188,10 +190,13 @@ def run(context: Context) -> dict[str, Any]:
     tokenizer = load_tokenizer(source)
     growth = grow_vocabulary(context, backend_of(tokenizer), source, ledger)
     if not growth.tokens and settings.mode == "merge":
-        raise DataError("no piece is new: the vocabulary stays as it is", where=context.step,
-                        hint="ledger.json in the work folder says why each was refused.")
+        reasons = Counter(reason for _, reason in growth.refused).most_common(TOP)
+        raise DataError("no piece is new: the vocabulary stays as it is"
+                        + "".join(f"\n  {count:,} refused: {reason}" for reason, count in reasons), where=context.step,
+                        hint="Give other pieces." if settings.pieces else "Give more text, or a lower min_count.")
     folder = context.work / TOKENIZER
     growth.write(_files_of(source), folder)
+    load_config(source).save_pretrained(folder)  # beside it transformers may open a tokenizer as another class
     grown = load_tokenizer(folder)
     change = Change(Codec(tokenizer), Codec(grown), growth)
     with context.progress("measuring") as bar:
@@ -238,9 +243,11 @@ def grow_vocabulary(context: Context, backend: Any, source: Path | str, ledger: 
     if settings.pieces is not None:
         named = list(read_pieces(settings.pieces, context.base, ledger))
     else:
+        spelling = Spelling(backend)
+        reads = stripped(spelling, kept_ids(spelling, named_ids(source, config))) if settings.mode == "replace" else backend
         with context.progress("learning pieces") as bar:
             texts = (document.text for document in _learned(context, ledger, bar))
-            learned = learn_pieces(backend, texts, settings.num_pieces or 1, min_count=settings.min_count,
+            learned = learn_pieces(reads, texts, settings.num_pieces or 1, min_count=settings.min_count,
                                    max_length=settings.max_piece_length, ascii=settings.learn_ascii)
         named = [("learned", piece) for piece in learned]
     with context.progress("growing the vocabulary"):
@@ -292,13 +299,20 @@ def _learned(context: Context, ledger: Ledger, bar: Any) -> Iterator[Document]:
         found.add(document.category)
         station.take(rows=1, bytes=size)
         before = read.get(document.category, 0)
+        room = settings.max_bytes_per_category - before
         if settings.learn_categories is not None and document.category not in settings.learn_categories:
             station.drop("another category", rows=1, bytes=size)
-        elif before and before + size > settings.max_bytes_per_category:
-            station.drop("beyond max_bytes_per_category", rows=1, bytes=size)
+            continue
+        if size > room:
+            document = replace(document, text=document.text.encode()[:room].decode(errors="ignore"))
+            left = len(document.text.encode())
+            station.drop("beyond max_bytes_per_category", rows=0 if left else 1, bytes=size - left)
+            read[document.category] = settings.max_bytes_per_category
         else:
+            left = size
             read[document.category] = before + size
-            station.give(rows=1, bytes=size)
+        if left:
+            station.give(rows=1, bytes=left)
             bar.update(sum(read.values()))
             yield document
     for name in settings.learn_categories or ():

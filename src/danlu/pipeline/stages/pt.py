@@ -126,7 +126,7 @@ def check(settings: Settings, inputs: Mapping[str, Input]) -> None:
 
 def run(context: Context) -> dict[str, Any]:
     """Reads, encodes, trains and saves."""
-    from danlu.models.load import Loaded, load_model, load_tokenizer, new_model, save_model
+    from danlu.models.load import Loaded, check_reopened, load_model, load_tokenizer, new_model, save_model
 
     settings, inputs = context.settings, context.inputs
     tokenizer = load_tokenizer(tokenizer_of(context))
@@ -134,6 +134,7 @@ def run(context: Context) -> dict[str, Any]:
     def load() -> Loaded:
         if isinstance(settings.model, dict):
             loaded = new_model(settings.model, tokenizer, adapters=settings, seed=context.seed, kind=settings.kind)
+            check_reopened(loaded.lm.config, tokenizer)
         else:
             loaded = load_model(place(inputs[settings.model]), tokenizer=tokenizer, adapters=settings,
                                 adapter=adapter_of(context), seed=context.seed, kind=settings.kind)

@@ -82,6 +82,14 @@ class Settings(Config):
         return self
 
     @model_validator(mode="after")
+    def _vocabulary_holds_what_it_must(self) -> "Settings":
+        least = self.options().least_size
+        if self.vocab_size < least:
+            raise ValueError(f"vocab_size {self.vocab_size} is too small for what {self.kind} with these special tokens "
+                             f"must hold: use {least} or more; a few thousand is usual for small corpora")
+        return self
+
+    @model_validator(mode="after")
     def _kind_has_these_options(self) -> "Settings":
         unread = {"byte_bpe": {"character_coverage", "lowercase", "strip_accents"}, "wordpiece": set[str]()}.get(
             self.kind, {"lowercase", "strip_accents"}) & self.model_fields_set
