@@ -276,9 +276,9 @@ def test_a_constant_batch_knows_no_neighbours(kind: str, num_threads: int, long_
     def some(*lengths: int) -> list[list[int]]:
         return [generator.integers(0, VOCABULARY, length).tolist() for length in lengths]
 
-    def sample(some: list[list[int]], seeds: list[int]) -> list[Completion]:
+    def sample(some: list[list[int]], seeds: list[int], batch_size: int = 4) -> list[Completion]:
         return generate(lm, some, max_new_tokens=9, stop_ids=stops, pad_id=PAD, temperature=1.0, seeds=seeds,
-                        batch_size=4, constant_batch=True)
+                        batch_size=batch_size, constant_batch=True)
 
     mine, seeds = some(3, 20, WIDTH, WIDTH + 2, 2 * WIDTH, 20), [7, 8, 9, 10, 11, 12]
     with threads(num_threads):
@@ -288,6 +288,9 @@ def test_a_constant_batch_knows_no_neighbours(kind: str, num_threads: int, long_
             order = generator.permutation(len(every)).tolist()
             made = sample([every[place] for place in order], [every_seed[place] for place in order])
             assert [made[order.index(place)] for place in range(len(mine))] == alone, lengths
+        for prompt in mine:  # every place of a batch whose size is no multiple of what the kernels take at once
+            same = sample([prompt] * 6, [7] * 6, batch_size=6)
+            assert same == [same[0]] * 6
     assert {answer.stopped for answer in alone} == {True, False}
     plain = generate(lm, mine, max_new_tokens=9, stop_ids=stops, pad_id=PAD, temperature=1.0, seeds=seeds)
     assert all(close(one, other) for one, other in zip(plain, alone, strict=True))
@@ -308,6 +311,9 @@ def test_the_shapes_of_a_constant_batch(long_model: LlamaForCausalLM) -> None:
     assert shapes([[1]] * 5, []) == [(4, 64), *decoded] * 2
     assert shapes([[1] * 200, [1] * 252], []) == [(4, 252), *decoded, (4, 252), *decoded], "the model's limit is 256"
     assert shapes([[1] * 3], [], max_new_tokens=250) == [(4, 6), *[(4, 1)] * 249]
+    with calls_of(long_model) as calls:
+        generate(long_model, [[1]] * 9, max_new_tokens=1, stop_ids=[], pad_id=PAD, batch_size=6, constant_batch=True)
+    assert [tuple(call["input_ids"].shape) for call in calls] == [(8, 64)] * 2, "rows are rounded up to a multiple of 4"
     assert shapes([[1], [2]], list(range(VOCABULARY))) == [(4, 64)], "nothing is decoded when all have stopped"
     few = shapes([[1], [2], [3], [4]], list(range(0, VOCABULARY, 2)), 40)
     assert 2 < len(few) < 40 and set(few[1:]) == {(4, 1)}, "rows that have stopped stay, until all have"

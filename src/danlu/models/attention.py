@@ -14,17 +14,21 @@ Legend: H heads, T positions, L positions of one tree, D head width.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
 from danlu.core.errors import DanluError
 from danlu.data.batch import Layout, Tree
 
 NAME = "danlu"
+ALIKE = "danlu_alike"
+QUERIES = 4  # of them at a time, a CPU's attention treats all rows alike
 FILL = 0.6  # a sequence this much shorter than a group's longest begins a group of its own
 SHORT = 256  # tokens of [stem, longest branch] up to which a tree is taken apart into sequences
 
@@ -159,6 +163,26 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, past: int, scaling: float | None, d
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, dropout_p=dropout, enable_gqa=grouped)
 
 
+def alike_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+                    is_causal: bool | None = None, **options: Any) -> tuple[Tensor, None]:
+    """transformers' attention, the same to the last bit in whichever row of a batch a sequence stands on a CPU.
+
+    There each thread works on some rows in a buffer of its own, behind those of the threads before it, and the matrix
+    kernels' sums depend on how a buffer is aligned. A buffer's size is a multiple of the number of queries, so a single
+    one, as there is for every new token, is filled up with copies of it, whose outputs are left out.
+    Shapes as `packed_attention` has them, with any number of rows.
+    """
+    length = query.shape[2]
+    missing = -length % QUERIES if options.get("position_bias") is None else 0  # a bias has its own row for each query
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if missing:
+        query = torch.cat([query, query[:, :, -1:].expand(-1, -1, missing, -1)], 2)
+        if attention_mask is not None:
+            attention_mask = torch.cat([attention_mask, attention_mask[:, :, -1:].expand(-1, -1, missing, -1)], 2)
+    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=causal and length > 1, **options)
+    return out[:, :length], None
+
+
 def leave_packed(lm: PreTrainedModel) -> None:
     """Back to transformers' own attention, which takes masks instead of layouts; other kinds are left alone."""
     if lm.config._attn_implementation == NAME:
@@ -167,3 +191,5 @@ def leave_packed(lm: PreTrainedModel) -> None:
 
 AttentionInterface.register(NAME, packed_attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, lambda *args, **kwargs: None)
+AttentionInterface.register(ALIKE, alike_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(ALIKE, sdpa_mask)

@@ -30,6 +30,7 @@ from danlu.models.sampling import Sampling, choose
 
 ROOM = 64  # positions by which a full cache grows
 WIDTH = 64  # the prompts of a constant batch are as wide as a multiple of this
+ROWS = 4  # a constant batch has a multiple of this: a CPU's matrix kernels take so many at once, and a rest otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +54,20 @@ class Completion:
 
 
 @contextmanager
-def use_plain_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Switches from packed to transformers' own attention, and back at the end; other kinds are left alone."""
-    packed = model.config._attn_implementation == attention.NAME
-    if packed:
-        attention.leave_packed(model)
+def use_plain_attention(model: PreTrainedModel, alike: bool = False) -> Iterator[None]:
+    """Switches from packed to transformers' own attention, and back at the end; other kinds are left alone.
+
+    alike  on a CPU the form of "sdpa" that knows no difference between a batch's rows
+    """
+    before = model.config._attn_implementation
+    attention.leave_packed(model)
+    if alike and model.config._attn_implementation == "sdpa" and model.device.type == "cpu":
+        model.set_attn_implementation(attention.ALIKE)
     try:
         yield
     finally:
-        if packed:
-            model.set_attn_implementation(attention.NAME)
+        if model.config._attn_implementation != before:
+            model.set_attn_implementation(before)
 
 
 @contextmanager
@@ -98,13 +103,13 @@ def generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, max_ne
     num_ids         ids at or beyond it are neither sampled nor counted in the probabilities; None: the model's vocabulary
     seeds           one per request, or one from which each request's own is derived by its index
     constant_batch  the shape of nothing that goes through the model depends on a request's neighbours: a batch has always
-                    `batch_size` rows, rows that have stopped stay in it, and prompts are padded to a multiple of 64 tokens
-                    (or to the model's limit less `max_new_tokens`) and decoded with those of the same width only. Then a
-                    request's tokens and log-probabilities are the same to the last bit whatever its neighbours are; and
-                    wherever in the batch it stands, if the kernels treat all rows alike. (torch's activations on a CPU
-                    do not at the end of a tensor or of a thread's part of it, unless that is a multiple of 64 elements,
-                    as it is with the usual widths and numbers of threads.) Equal prompts are not fed once, as that would
-                    make the shape depend on them.
+                    `batch_size` rows, rounded up to a multiple of 4; rows that have stopped stay in it; prompts are padded
+                    to a multiple of 64 tokens (or to the model's limit less `max_new_tokens`) and decoded with those of the
+                    same width only. Then a request's tokens and log-probabilities are the same to the last bit whatever its
+                    neighbours are; and wherever in the batch it stands, if the kernels treat all rows alike. (On a CPU
+                    attention is made to; torch's activations do not at the end of a tensor or of a thread's part of it,
+                    unless that is a multiple of 64 elements, as it is with the usual widths and numbers of threads.) Equal
+                    prompts are not fed once, as that would make the shape depend on them.
 
     Raises DataError for an empty prompt, for one that, with `max_new_tokens`, is longer than the model's positions, and
     for a way of sampling that cannot be meant.
@@ -113,8 +118,10 @@ def generate(model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, max_ne
     _check_lengths(model, prompts, max_new_tokens)
     uniforms = _uniforms(seeds, len(prompts), max_new_tokens if temperature > 0 else 0)
     limit = max_positions(model)
+    if constant_batch:
+        batch_size = -(-batch_size // ROWS) * ROWS
     made: list[list[tuple[int, float, bool]]] = [[] for _ in prompts]
-    with evaluating(model), use_plain_attention(model):
+    with evaluating(model), use_plain_attention(model, alike=constant_batch):
         for requests, width in _batches(prompts, batch_size, constant_batch, limit and limit - max_new_tokens):
             asked = [prompts[request] for request in requests]
             rows = (_Rows.start_constant(model, asked, pad_id, width, batch_size) if constant_batch
