@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 RUNS ?= runs
+WORKERS ?= 2
 
 .PHONY: demo test check faults bench bench-corpus bench-tokenize corpus-ray rl-check real real-pairs parity gpu clean-venv
 
@@ -12,7 +13,7 @@ demo: .venv/.data
 	@echo "The report: $(RUNS)/quickstart/report/report.html    Talk to the model: $(BIN)/danlu chat $(RUNS)/quickstart/aligned"
 
 test: .venv/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 # ruff and mypy alone; the tests run them too
 check: .venv/.test

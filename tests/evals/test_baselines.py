@@ -78,8 +78,8 @@ def test_megabytes_in_seconds() -> None:
     generator = np.random.default_rng(1)
     words = [bytes(generator.integers(97, 123, generator.integers(2, 9), np.uint8)) for _ in range(3000)]
     text = b" ".join(words[i] for i in (generator.pareto(1.2, 300_000) * 30).astype(int) % 3000)
-    started = time.perf_counter()
+    started = time.process_time()
     model = ByteNgram.train([text])
     rate = model.bits(text[:100_000]).sum() / 100_000
     assert rate < 3
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20

@@ -73,9 +73,9 @@ BOMB = f'<?xml version="1.0"?><!DOCTYPE m [<!ENTITY a "aaaaaaaaaa">{ENTITIES}]>'
     (HEAD + page("a", "text") + "<page><a></b></page>", "bad XML: mismatched tag", 1),
     (HEAD + page("a", "text") + "<a>" * 1000, "elements that are nested too deeply", 1)])
 def test_what_is_no_dump_is_one_refused_row(tmp_path: Path, data: str, reason: str, documents: int) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     found, _, ledger = read(tmp_path, "w.xml", data.encode())
-    assert len(found) == documents and time.monotonic() - began < 2
+    assert len(found) == documents and time.process_time() - began < 2
     assert [item.where for item in ledger.quarantined] == [f"w.xml:{documents + 1}"]
     assert ledger.quarantined[0].reason.startswith(reason) and "byte " in ledger.quarantined[0].reason
 
@@ -170,22 +170,22 @@ def test_any_markup_gives_a_text(parts: list[str]) -> None:
                                   "{{x}}{{", "[//a", " ", ",", "=", "= ", ": "])
 def test_time_grows_with_the_length_alone(unit: str) -> None:
     many = unit * (100_000 // len(unit))
-    began = time.monotonic()
+    began = time.process_time()
     for text in (many, "\n" + many, "(" + many, "[http://" + many, "<a" + many, "<ref>" + many, "-{" + many, "== " + many,
                  "{{lang|" + many + "}}", "[[" + many + "]]"):
         plain_text(text)
-    assert time.monotonic() - began < 6, "1 MB of anything"
+    assert time.process_time() - began < 6, "1 MB of anything"
 
 
 def test_links_in_links_are_not_copied_at_every_level() -> None:
-    began = time.monotonic()
+    began = time.process_time()
     wikitext._cut_links("[[" * 100_000 + "text " * 100_000 + "]]" * 100_000, ())
-    assert time.monotonic() - began < 3
+    assert time.process_time() - began < 3
 
 
 @pytest.mark.parametrize("begin,end", [("[[", "]]"), ("[[a|", "]]"), ("{{", "}}"), ("{{nowrap|", "}}"), ("\n{|", "\n|}"),
                                        ("<ref>", "</ref>"), ("-{", "}-"), ("<code>", "</code>"), ("（", "）")])
 def test_time_does_not_grow_with_the_depth(begin: str, end: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     plain_text(begin * 20_000 + "text " * 40_000 + end * 20_000)
-    assert time.monotonic() - began < 3
+    assert time.process_time() - began < 3
