@@ -260,8 +260,9 @@ def test_rows_that_are_left_out_are_counted_once() -> None:
 
 
 def test_the_command() -> None:
-    done = CliRunner().invoke(app, ["cls", "--model", "start", "--dataset", "texts.tsv", "--set", "cutoff_len=48", "--set",
-                                    "max_steps=2", "--set", "val_size=0.2", "--set", "plot_loss=false"], env={"COLUMNS": "160"})
+    done = CliRunner(env={"COLUMNS": "160"}).invoke(app, [
+        "cls", "--model", "start", "--dataset", "texts.tsv", "--set", "cutoff_len=48", "--set", "max_steps=2",
+        "--set", "val_size=0.2", "--set", "plot_loss=false"])
     assert done.exit_code == 0, done.output
     assert "always the most frequent class" in done.output
     text = Path("runs/texts/recipe.yaml").read_text(encoding="utf-8")
