@@ -157,7 +157,7 @@ def test_rows_by_hand() -> None:
     row = choice_row("b", "m", 5, items, found, before)
     assert (row.acc, row.acc_norm, row.num_items, row.chance, row.gain) == (0.75, 1.0, 4, pytest.approx(1 / 3), 0.5)
     assert row.low == pytest.approx(0.3006, abs=1e-4) and row.high == pytest.approx(0.9544, abs=1e-4), "Wilson, 3 of 4"
-    assert row.gain_low is not None and 0.0 <= row.gain_low < 0.5 < row.gain_high <= 1.0  # type: ignore[operator]
+    assert row.gain_low is not None and 0.0 <= row.gain_low < 0.5 < row.gain_high <= 1.0  # type: ignore[operator]  # both or neither
     clozes = choice_row("c", "m", 0, [CLOZE, CLOZE], {0: ItemScore((-math.log(2),), True, None),
                                                       1: ItemScore((-math.log(8),), False, None)})
     assert clozes.perplexity == pytest.approx(4.0) and clozes.acc_norm is None and clozes.chance is None

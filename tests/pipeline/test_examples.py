@@ -67,7 +67,7 @@ def test_how_much_may_be_refused_is_one_setting(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def read(stage: object, *rest: object, **keys: object) -> list:
-        settings = stage.Settings(model="m", dataset="a.jsonl", **keys)  # type: ignore[attr-defined]
+        settings = stage.Settings(model="m", dataset="a.jsonl", **keys)  # type: ignore[attr-defined]  # one of several stages
         context = SimpleNamespace(inputs={"a.jsonl": Input("a.jsonl", FILES, "f")}, settings=settings, base=tmp_path)
         name = {sft: "_dialogues", kto: "_feedback", ppo: "_prompts"}[stage]
         found = getattr(stage, name)(context, "a.jsonl", Ledger(), "train", *rest)
@@ -97,7 +97,7 @@ def test_a_split_that_was_once_made_stays() -> None:
     for messages, stated in ((one, first), (two, second), (marked, first)):
         place = int.from_bytes(blake2b(stated.encode(), digest_size=4).digest(), "big") / (1 << 32)
         for share in (place, math.nextafter(place, 1)):
-            _, held_out = split_by_hash(lambda book: [Dialogue(messages, "s", "s:1")], share, Ledger())  # noqa: B023
+            _, held_out = split_by_hash(lambda book: [Dialogue(messages, "s", "s:1")], share, Ledger())  # noqa: B023  # called before the next share
             assert len(list(held_out)) == (share > place)
 
 

@@ -168,18 +168,14 @@ def alike_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor
     """transformers' attention, the same to the last bit in whichever row of a batch a sequence stands on a CPU.
 
     There each thread works on some rows in a buffer of its own, behind those of the threads before it, and the matrix
-    kernels' sums depend on how a buffer is aligned. A buffer's size is a multiple of the number of queries, so a single
-    one, as there is for every new token, is filled up with copies of it, whose outputs are left out.
+    kernels' sums depend on how a buffer is aligned. A buffer's size is a multiple of the number of queries, so the single
+    one that there is for every new token is asked several times, and answers once; the width of a prompt is a multiple.
     Shapes as `packed_attention` has them, with any number of rows.
     """
     length = query.shape[2]
-    missing = -length % QUERIES if options.get("position_bias") is None else 0  # a bias has its own row for each query
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if missing:
-        query = torch.cat([query, query[:, :, -1:].expand(-1, -1, missing, -1)], 2)
-        if attention_mask is not None:
-            attention_mask = torch.cat([attention_mask, attention_mask[:, :, -1:].expand(-1, -1, missing, -1)], 2)
-    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=causal and length > 1, **options)
+    if length == 1:
+        query, is_causal = query.repeat(1, 1, QUERIES, 1), False  # it sees all keys that the mask leaves
+    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=is_causal, **options)
     return out[:, :length], None
 
 

@@ -160,7 +160,7 @@ def _texts(record: _Record, where: str, gate: Gate) -> Iterator[Value]:
 
 def _answer(body: bytes, where: str, size: int, gate: Gate) -> tuple[bytes, str, str] | None:
     """(content, its type, its encoding) of a server's answer with status 200; None where it is not read, and counted."""
-    response = http.client.HTTPResponse(_Bytes(body))  # type: ignore[arg-type]
+    response = http.client.HTTPResponse(_Bytes(body))  # type: ignore[arg-type]  # of a socket only makefile is used
     try:
         response.begin()
         if response.status != 200:

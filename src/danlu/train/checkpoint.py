@@ -129,7 +129,7 @@ def read_optimizer(path: Path, root: nn.Module, optimizer: torch.optim.Optimizer
     """Puts the states of a file into an optimizer, for the parameters of the same names."""
     parameters = {name: parameter for name, parameter in root.named_parameters() if parameter.requires_grad}
     with safe_open(path, "pt") as file:
-        for key in file.keys():  # noqa: SIM118  (not a dict)
+        for key in file.keys():  # noqa: SIM118  # not a dict
             name, _, slot = key.rpartition(".")
             if name not in parameters:
                 raise DataError(f"has a state for the unknown parameter {name}", where=str(path))
