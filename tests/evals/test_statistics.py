@@ -1,5 +1,7 @@
 """Intervals: known values, coverage, and the same numbers each time."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -51,3 +53,9 @@ def test_strata_keep_their_shares() -> None:
     assert kept == pytest.approx(((2 * 20 + 2 * 90) / (2 * 20 + 2 * 30), (2 * 10 + 2 * 180) / (2 * 10 + 2 * 60)))
     assert ratio_interval([1.0, 2.0], [1, 1], strata=["a", "b"]) is None, "one of each says nothing"
     assert ratio_interval(bits, size, strata=["x"] * 4) == mixed
+
+
+def test_resamples_that_say_nothing_are_left_out() -> None:
+    low, high = ratio_interval([6.0, 4.0, 1.0], [3.0, 4.0, 0.0])
+    assert 1.0 <= low < 11 / 7 < high < math.inf, "a third item alone is 1 ÷ 0"
+    assert ratio_interval([1.0, 1.0], [0.0, 0.0]) is None

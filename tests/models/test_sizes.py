@@ -46,12 +46,33 @@ def test_what_cannot_be_is_said(architecture: dict, message: str) -> None:
 def test_widths_that_do_not_go_with_given_settings_are_passed_over(keys: dict) -> None:
     config = new_config({"model_type": "llama", "parameters": "3M", **keys}, None, 500)
     assert {name: config.to_dict()[name] for name in keys} == keys
+    assert config.num_attention_heads % config.num_key_value_heads == 0
     assert parameters_of(config, "causal") == pytest.approx(3e6, rel=0.1)
 
 
 def test_settings_with_which_no_width_goes() -> None:
     with pytest.raises(ConfigError, match="a gpt2 model cannot be built so"):
         new_config({"model_type": "gpt2", "parameters": "3M", "n_embd": 100, "n_head": 7}, None, 500)
+
+
+@pytest.mark.parametrize(("architecture", "kind", "message"), [
+    ({"model_type": "gpt2", "n_embd": 256, "n_layer": 4}, "causal", "must be divisible by num_heads"),
+    ({"model_type": "bert", "hidden_size": 256, "num_hidden_layers": 4}, "masked", "not a multiple of the number of"),
+    ({"model_type": "bart", "d_model": 100}, "pair", "must be divisible by num_heads"),
+    ({"model_type": "modernbert", "hidden_size": 100, "num_attention_heads": 3}, "masked", "not a multiple of the number"),
+    ({"model_type": "bert", "parameters": "400K", "hidden_act": "foo"}, "masked", "cannot be built so: 'foo'"),
+    ({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 5}, "causal", "cannot be built so"),
+    ({"model_type": "llama", "num_attention_heads": 7, "hidden_size": 56, "num_key_value_heads": 3}, "causal",
+     "7 attention heads cannot share 3"),
+    ({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 0}, "causal", "num_attention_heads is 0"),
+    ({"model_type": "llama", "num_hidden_layers": -1}, "causal", "num_hidden_layers is -1"),
+    ({"model_type": "llama", "vocab_size": 200}, "causal", "vocab_size is 200, and the tokenizer has 300 ids"),
+    ({"model_type": "llama", "parameters": "1M", "vocab_size": 200}, "causal", "vocab_size is 200, and the tokenizer"),
+    ({"model_type": ["llama"]}, "causal", "is no model type")])
+def test_a_shape_that_cannot_be_is_said_before_a_model_is_made(architecture: dict, kind: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        new_config(architecture, None, 300, kind)
+    assert caught.value.key.startswith("model")
 
 
 @pytest.mark.parametrize("layers", [2, 6])

@@ -9,17 +9,30 @@ import torch
 import yaml
 from rich.console import Console
 from small_runs import changed
+from tokenizers import Tokenizer, models, pre_tokenizers
 from tokens.growing import ENGLISH, byte_level
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from danlu.core.errors import ConfigError, DataError
 from danlu.core.examples import Branch, Example
+from danlu.core.records import Document
 from danlu.models.load import load_model
 from danlu.pipeline.plan import plan
 from danlu.pipeline.recipe import Recipe
 from danlu.pipeline.run import run
 from danlu.pipeline.upkeep import read_ledger
+from danlu.pipeline.vocabulary import Change, change_notes
 from danlu.text.corpus import read_corpus
+from danlu.tokens.codec import Codec
+from danlu.tokens.expand import grow
 
 DIRTY = ['{"piece": "你好"}', '{"piece": "人工智能"}', '{"piece": "你好"}', '{"piece": ""}', '{"piece": null}',
          '{"word": "x"}', '"a"', "not json", "", '{"piece": " 你"}', '{"piece": "a\\nb"}', '{"piece": "q"}',
@@ -192,11 +205,34 @@ def test_numbers_are_those_of_a_count_by_hand():
         assert found["texts_unchanged"] == (len(texts) if category == "en" else 0)
         assert found["texts_recut"] == 0
     assert metrics["categories"]["en"]["tokens_joined"] == 0 and growth["used"]["en"] == {}
+    assert growth["recut"] == {} == dict.fromkeys(metrics["most_recut"])
     joined = {token["id"]: len(token["parts"]) for token in growth["tokens"]}
     ids = [id for document in held_out for id in new(document.text)["input_ids"] if id in joined]
     assert metrics["categories"]["zh"]["tokens_joined"] == sum(joined[id] for id in ids)
     assert sum(growth["used"]["zh"].values()) == len(ids)
     assert set(metrics["most_used"]["zh"][:2]) == {"人工智能", "你好"} and metrics["unreached"] == 0
+
+
+def test_text_that_a_unigram_model_cuts_in_another_way_is_named():
+    old = Tokenizer(models.Unigram([("<unk>", 0.0), *((piece, -5.0) for piece in ("\u2581", "x", "y", "z", "w", "xy")),
+                                    ("yz", -5.05)], unk_id=0))
+    old.pre_tokenizer = pre_tokenizers.Metaspace()
+    growth = grow(old, ["yzw", "wx"], 8)
+    before, after = (Codec(PreTrainedTokenizerFast(tokenizer_object=each)) for each in (old, growth.backend))
+    change = Change(before, after, growth)
+    assert [old.encode("xyzw").tokens, growth.backend.encode("xyzw").tokens] == [
+        ["\u2581", "xy", "z", "w"], ["\u2581", "x", "yzw"]]
+    for text in ("z xyzw xyzw", "wx yzw"):
+        change.read(Document(text, "s", text, category="c"))
+    found = change.summary()["categories"]["c"]
+    assert (found["texts_recut"], found["tokens_recut"]) == (1, 6), "xy z w, twice"
+    assert change.recut_pieces() == {"yzw": 6} and change.used_pieces() == {"c": {"yzw": 3, "wx": 1}}
+    metrics = {**change.summary(), "most_recut": ["yzw"], "unreached": 2}
+    assert change_notes(metrics) == [
+        "1 texts are cut in another way, 6 old tokens of theirs, at “yzw” (all of them and how many tokens each: "
+        "growth.json, recut)", "2 pieces do not come back when they are read alone (growth.json, unreached)"]
+    metrics["categories"]["c"]["texts_recut"] = metrics["unreached"] = 0
+    assert change_notes(metrics) == []
 
 
 def test_new_rows_first_then_all():

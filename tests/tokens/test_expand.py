@@ -355,3 +355,10 @@ def test_the_worked_example_of_a_grown_vocabulary():
     for kind, old in OLD.items():
         growth = grow(old, [row["piece"] for row in rows], num_ids(old))
         assert [growth.old.text(token.token) for token in growth.tokens if token.wanted] == ["你好", "人工智能"], kind
+
+
+def test_a_unigram_model_without_an_unknown_token_gets_no_new_characters() -> None:
+    old = Tokenizer(models.Unigram([("\u2581", -1.0), ("a", -2.0), ("b", -2.0)], unk_id=None))
+    growth = grow(old, ["ab", "\u4f60"], 3)
+    assert [token.token for token in growth.tokens] == ["ab"]
+    assert growth.refused == [(1, "the tokenizer has no token for a character that it does not know")]

@@ -20,7 +20,8 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], *
 
     strata  what each item belongs to, where it is fixed how many of which there are: items are drawn within it
 
-    None where no stratum has two items: one item says nothing about how others would differ.
+    None where no stratum has two items: one item says nothing about how others would differ. Resamples whose denominator
+    is 0, all of whose items say nothing, are left out.
     """
     above, below = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     count = len(above)
@@ -37,8 +38,12 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], *
         times = np.empty((size, count), np.int64)
         for places in members.values():
             times[:, places] = generator.multinomial(len(places), np.full(len(places), 1 / len(places)), size=size)
-        ratios.append((times @ above) / (times @ below))
-    low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
+        sums = times @ below
+        ratios.append((times @ above)[sums != 0] / sums[sums != 0])
+    found = np.concatenate(ratios)
+    if not len(found):
+        return None
+    low, high = np.percentile(found, [2.5, 97.5])
     return float(low), float(high)
 
 

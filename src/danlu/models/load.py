@@ -30,7 +30,7 @@ from danlu.models.generate import evaluating, stop_ids_of
 from danlu.models.neftune import add_noise
 from danlu.models.quantize import is_quantised, merge_unquantised, opening_options, settle
 from danlu.models.root import Root, Trunk, check_head
-from danlu.models.sizes import UNBUILT, config_of_size
+from danlu.models.sizes import SIZES, UNBUILT, config_of_size, skeleton
 from danlu.tokens.codec import num_ids, vocabulary_of
 
 transformers_logging.disable_progress_bar()  # danlu has its own
@@ -142,7 +142,7 @@ def new_config(architecture: Mapping[str, Any], tokenizer: Any | None, vocab_siz
     model_type, wanted = keys.pop("model_type", "llama"), keys.pop("parameters", None)
     try:
         known = AutoConfig.for_model(model_type).to_dict()
-    except ValueError:
+    except (ValueError, TypeError):
         raise ConfigError(f"“{model_type}” is no model type of transformers", key="model.model_type") from None
     if model_type not in KINDS[kind].types:
         raise ConfigError(f"“{model_type}” is no {KINDS[kind].noun}", key="model.model_type")
@@ -151,21 +151,23 @@ def new_config(architecture: Mapping[str, Any], tokenizer: Any | None, vocab_siz
         close = nearest(foreign[0], known)
         raise ConfigError(f"a {model_type} model has no setting “{foreign[0]}”",
                           key=f"model.{foreign[0]}", hint=f"Did you mean {close}?" if close else None)
+    low = next((name for name in keys if name in SIZES and isinstance(keys[name], int) and keys[name] < 1), None)
+    if low is not None:
+        raise ConfigError(f"{low} is {keys[low]}, and a model has one at least", key=f"model.{low}")
     own: dict[str, Any] = {"vocab_size": vocab_size, "pad_token_id": None}  # a family's own may lie beyond this vocabulary
     if tokenizer is not None:
         own = {"vocab_size": num_ids(tokenizer), "bos_token_id": tokenizer.bos_token_id,
                "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
         own |= own_tokens(known, tokenizer) if kind == "pair" else {}
     try:
-        if wanted is not None:
-            return config_of_size(model_type, wanted, kind, {**own, **keys})
-        config = AutoConfig.for_model(model_type, **{**own, **keys})
+        config = (AutoConfig.for_model(model_type, **{**own, **keys}) if wanted is None else
+                  config_of_size(model_type, wanted, kind, {**own, **keys}))
+        skeleton(config, kind)  # some families look at their shape only when a model is made
     except UNBUILT as error:
         raise ConfigError(f"a {model_type} model cannot be built so: {reason_of(error)}", key="model") from None
-    heads, shared = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
-    if heads and shared and heads % shared:  # a family's default may be more than the heads that are asked for
-        raise ConfigError(f"{heads} attention heads cannot share {shared} key and value heads", key="model",
-                          hint="Set num_key_value_heads to what divides num_attention_heads.")
+    if own["vocab_size"] is not None and config.vocab_size < own["vocab_size"]:
+        raise ConfigError(f"vocab_size is {config.vocab_size:,}, and the tokenizer has {own['vocab_size']:,} ids",
+                          key="model.vocab_size", hint="Leave it out: it comes from the tokenizer.")
     return config
 
 

@@ -28,7 +28,8 @@ from danlu.models.encoders import KINDS
 
 RATIO, CLOSENESS = 32, 20
 TIED_BELOW = 1_000_000_000
-UNBUILT = (StrictDataclassError, ValueError, TypeError, AssertionError)  # what transformers says of an impossible shape
+# what transformers and torch say of an impossible shape
+UNBUILT = (StrictDataclassError, ValueError, TypeError, AssertionError, ArithmeticError, LookupError, RuntimeError)
 UNITS = {"K": 1e3, "M": 1e6, "B": 1e9}
 # How families call (width, layers, decoder's layers, heads, head width, key and value heads, inner widths); "": not at all
 NAMES: Mapping[str, tuple[str, str, str, str, str, str, tuple[str, ...]]] = {
@@ -40,6 +41,7 @@ NAMES: Mapping[str, tuple[str, str, str, str, str, str, tuple[str, ...]]] = {
     "bart": ("d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads", "", "",
              ("encoder_ffn_dim", "decoder_ffn_dim")),
 }
+SIZES = {"vocab_size", *(name for *names, inner in NAMES.values() for name in (*names, *inner) if name)}
 LIKE = {"llama": "llama", "qwen2": "llama", "qwen3": "llama", "mistral": "llama", "gpt2": "gpt2", "bert": "bert",
         "roberta": "bert", "modernbert": "bert", "t5": "t5", "mt5": "t5", "bart": "bart", "mbart": "bart"}
 PARTS = (("embeddings", ("embed", "wte", "wpe", "shared")), ("attention", ("attn", "attention")),
@@ -122,7 +124,11 @@ def _config(model_type: str, width: int, layers: int, target: int, keys: Mapping
 
 
 def skeleton(config: Any, kind: str) -> PreTrainedModel:
-    """The model without its weights."""
+    """The model without its weights. Raises one of UNBUILT for a shape that cannot be."""
+    heads, shared = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+    if heads and shared and heads % shared:  # a family's default may be more than the heads that are asked for
+        raise ValueError(f"{heads} attention heads cannot share {shared} key and value heads: set num_key_value_heads to "
+                         "what divides num_attention_heads")
     with torch.device("meta"):
         return KINDS[kind].auto.from_config(config)
 

@@ -333,11 +333,15 @@ class _Unigram:
         self.scores = {token: score for token, score in vocabulary if token not in special}
         self.lowest = min(self.scores.values())
         self.longest = max(map(len, self.scores))
+        self.closed = spelling.spec["model"].get("unk_id") is None  # nothing stands for characters that are not there
         self.new: dict[str, float] = {}
 
     def add(self, token: str) -> str | None:
         """Gives a token its score; characters that the vocabulary has not become tokens with its lowest score."""
-        for character in token:
+        foreign = [character for character in token if character not in self.scores]
+        if foreign and self.closed:
+            return "the tokenizer has no token for a character that it does not know"
+        for character in foreign:
             if character not in self.scores:
                 self._put(character, self.lowest)
         if token not in self.scores:

@@ -31,7 +31,7 @@ from danlu.core.ledger import Ledger
 from danlu.core.records import Document
 from danlu.pipeline.context import DOCSTRINGS, FILES, HUB, Context, Forecast, Input, Reference
 from danlu.pipeline.models import model_config, place
-from danlu.pipeline.vocabulary import Change, change_tables, measure
+from danlu.pipeline.vocabulary import Change, change_notes, change_tables, measure
 from danlu.text.clean import language
 from danlu.text.pieces import read_pieces
 from danlu.text.read import SourceConfig, read_corpus, read_documents
@@ -207,16 +207,18 @@ def run(context: Context) -> dict[str, Any]:
     shutil.rmtree(folder)
     ledger.save(context.work)
     used = change.used_pieces()
+    recut = change.recut_pieces()
     metrics |= {"first_new_id": growth.first_id, "mode": settings.mode, **change.summary(),
-                "most_used": {name: list(found)[:TOP] for name, found in used.items()}, "unreached": len(growth.unreached)}
-    _write_growth(context.work / GROWTH_FILE, growth, metrics["rows"], used)
+                "most_used": {name: list(found)[:TOP] for name, found in used.items()}, "most_recut": list(recut)[:TOP],
+                "unreached": len(growth.unreached)}
+    _write_growth(context.work / GROWTH_FILE, growth, metrics["rows"], {"used": used, "recut": recut})
     return metrics
 
 
-def _write_growth(path: Path, growth: Growth, rows: int, used: Mapping[str, Mapping[str, int]]) -> None:
+def _write_growth(path: Path, growth: Growth, rows: int, counted: Mapping[str, Any]) -> None:
     """Writes `growth.json`, one new token a line."""
     head = {"first_new_id": growth.first_id, "num_ids": growth.num_ids, "rows": rows, "unreached": growth.unreached,
-            "used": used, "tokens": []}
+            **counted, "tokens": []}
     tokens = [json.dumps({"id": token.id, "piece": growth.old.text(token.token), "token": token.token,
                           "parts": token.parts, "wanted": token.wanted}, ensure_ascii=False) for token in growth.tokens]
     text = json.dumps(head, ensure_ascii=False).removesuffix("]}") + "\n" + ",\n".join(tokens) + "\n]}\n"
@@ -228,6 +230,8 @@ def published(artifact: "Artifact", console: "Console") -> None:
     for table in change_tables(artifact.metrics):
         console.print(table)
     found = artifact.metrics
+    for note in change_notes(found):
+        console.print(note, markup=False, highlight=False)
     if found["logits_difference"] is None:
         console.print("no text kept its ids, so no logits could be compared", markup=False)
     else:
