@@ -90,6 +90,21 @@ def test_other_alphabets_are_not_taken_for_chinese(codec: str, text: str) -> Non
     assert encoding_of((text * 9).encode(codec)) == "UTF-8" and decode_line((text[:-1] * 9).encode(codec)) == (None, "")
 
 
+@pytest.mark.parametrize("codec, lines", [
+    ("euc-kr", ["오늘은 날씨가 좋아서 공원에 갔다.", "친구들과 점심을 먹었다.", "서울은 대한민국의 수도이다.", "바람이 차가웠다."]),
+    ("euc-jp", ["第一章", "ありがとう", "東京は日本の首都である。", "経済の発展", "今日は天気が良い。"]),
+    ("koi8-r", ["Москва является столицей", "Сегодня хорошая погода", "много людей", "гуляло в парке"]),
+    ("cp874", ["วันนี้อากาศดีมาก", "แม่ไปตลาดซื้อผัก", "นักเรียนไปโรงเรียน", "เราไปเดินเล่นที่สวน"])])
+def test_short_lines_are_told_by_those_beside_them(tmp_path: Path, codec: str, lines: list[str]) -> None:
+    """Of a few pairs each could be Chinese; the beginning of the file says that none is."""
+    assert any(decode_line(line.encode(codec))[0] is not None for line in lines)
+    text = "".join(f"{line}\n" for line in lines * 4)
+    for before in ("", ZH + "plain\n"):  # a file of that encoding, and one of UTF-8 in which there are such lines
+        found, ledger = read(tmp_path, "a.txt", before.encode() + text.encode(codec), document="line", max_refused=1.0)
+        assert found == before.replace("\n", "")
+        assert ledger.station("read:a.txt").dropped["not UTF-8"].rows == 4 * len(lines)
+
+
 def test_a_sample_that_ends_inside_a_character() -> None:
     for shift in range(4):
         assert encoding_of((b"x" * shift + ZH.encode() * 2000)[:SAMPLE]) == "UTF-8"

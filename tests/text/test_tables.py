@@ -144,3 +144,25 @@ def test_lines_of_a_compressed_file_are_streamed(tmp_path: Path) -> None:
     lines = read_lines(Located(tmp_path / "a.txt.gz", "a.txt.gz"), Gate("x", Ledger()))
     with pytest.raises(DataError, match=r"damaged after line \d+|damaged: "):
         list(lines)
+
+
+def test_columns_that_share_a_name(tmp_path: Path) -> None:
+    """The first keeps it; what is in the others is named as not read."""
+    table = pa.table([["one", "two"], ["eins", "zwei"], ["uno", ""]], names=["text", "text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text("text,text,text\none,eins,uno\ntwo,zwei,\n")
+    (tmp_path / "a.tsv").write_text("text\ttext\ttext\none\teins\tuno\ntwo\tzwei\t\n")
+    for name in ("a.parquet", "a.csv", "a.tsv"):
+        ledger = Ledger()
+        assert [item.text for item in read_documents(SourceConfig(path=name), tmp_path, ledger)] == ["one", "two"]
+        ledger.check()
+        assert ledger.station(f"read:{name}").notes == {"read: text": 2, "not read: text (2)": 2, "not read: text (3)": 1}
+
+
+@pytest.mark.parametrize("header", ["id\ttext\t2020", "text\t2020", "id\ttext\tnan", "2019\t2020\ttext"])
+def test_a_column_named_by_a_number(tmp_path: Path, header: str) -> None:
+    cells = ["here" if name == "text" else "7" for name in header.split("\t")]
+    (tmp_path / "a.tsv").write_text(header + "\n" + "\t".join(cells) + "\n")
+    ledger = Ledger()
+    assert [item.text for item in read_documents(SourceConfig(path="a.tsv"), tmp_path, ledger)] == ["here"]
+    assert ledger.station("read:a.tsv").dropped["column names"].rows == 1

@@ -5,8 +5,9 @@ the bytes would say: Chinese comes in runs of pairs, of which nearly all are in 
 characters (the first level of GB 2312, or of Big5), and two fifths among a hundred that every text is full of. Korean,
 Cyrillic or Thai bytes fill the tables, too, but hit upon those few in one of thirty; Japanese (EUC-JP) never has the low
 second bytes that Big5 has in every other character. The accents of Windows-1252 (Latin-1) stand alone beside plain
-letters. What is neither is not guessed. A line of UTF-8 in a file of another encoding stays what it is: in that encoding it
-would be other characters, often without a mistake.
+letters. What is neither is not guessed, and where the lines at the beginning of a file are not, no line of it is taken for
+Chinese: a few pairs of Korean say too little alone. A line of UTF-8 in a file of another encoding stays what it is: in that
+encoding it would be other characters, often without a mistake.
 
     with open_text(located, gate) as file:
         file.readline()                     # UTF-8, whatever the file is in
@@ -16,6 +17,7 @@ would be other characters, often without a mistake.
 import codecs
 import io
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 SAMPLE = 1 << 16  # bytes at the beginning by which a file is judged
 MIN_COMMON = 0.6  # share of pairs that have to be common characters
 MIN_FREQUENT = 0.08  # share of Han characters that have to be FREQUENT ones
-MIN_HAN = 40  # characters from which on that can be said
+MIN_HAN = 20  # characters from which on that can be said
 FREQUENT = frozenset(
     "的一了不是人有在来大为中年个和他说我这上道到出时以国后发可子要就性生也家里地于多下去天们着你过用好成得么日行现见能会等都那体者分"
     "经作之前自又主对进部起因只高心事月重及小方学还本长如而公新开没看面头其原二同三业全來為個說這時國後發裡於們著過麼現見會體經對進學"
@@ -34,6 +36,7 @@ MAX_HIGH_RUN = 2  # accents beside each other; more are another alphabet
 UTF_8 = "UTF-8"
 RECODED = "recoded as UTF-8"
 CODECS = {"GB18030": "gb18030", "Big5": "big5hkscs", "Windows-1252": "cp1252", "UTF-16": "utf-16"}
+CHINESE = ("GB18030", "Big5")
 _HIGH_BYTES = bytes(range(0x80, 0x100))
 _PAIR = rb"[\x81-\xfe][\x40-\x7e\x80-\xfe]"
 _TOKEN = re.compile(_PAIR + rb"|[\x80-\xff]")
@@ -106,7 +109,7 @@ class _Recoded(io.RawIOBase):
         super().close()
 
 
-def as_utf8(file: io.BufferedReader, gate: "Gate | None" = None) -> io.BufferedIOBase:
+def as_utf8(file: io.BufferedReader, gate: "Gate | None" = None) -> io.BufferedReader:
     """The stream, recoded where it is not UTF-8; the encoding is noted at the gate's station."""
     name = encoding_of(file.peek(SAMPLE)[:SAMPLE])
     if name == UTF_8:
@@ -129,15 +132,26 @@ def encoding_of(sample: bytes) -> str:
     return UTF_8 if name is None or few else name  # with a few of them only their lines are decoded otherwise
 
 
-def decode_line(raw: bytes) -> tuple[str | None, str]:
-    """(the text of a line that is not UTF-8, its encoding), or (None, "") where it is damaged UTF-8 or cannot be told."""
+def decode_line(raw: bytes, beginning: bytes = b"") -> tuple[str | None, str]:
+    """(the text of a line that is not UTF-8, its encoding), or (None, "") where it is damaged UTF-8 or cannot be told.
+
+    beginning  of the line's file, by which a short line is told better
+    """
     name = None if _is_damaged_utf8(raw) else _guess(raw)
-    if name is None:
+    if name is None or (name in CHINESE and _is_foreign(beginning)):
         return None, ""
     try:
         return raw.decode(CODECS[name]), name
     except UnicodeDecodeError:
         return None, ""
+
+
+@lru_cache(maxsize=4)
+def _is_foreign(beginning: bytes) -> bool:
+    """Whether the lines that are not UTF-8 are in none of the known encodings."""
+    lines = [line for line in beginning.splitlines() if not line.isascii() and not _is_damaged_utf8(line)]
+    data = b"\n".join(lines)
+    return sum(len(run) // 2 for run in _RUN.findall(data)) >= MIN_HAN and _guess(data) is None
 
 
 def _is_damaged_utf8(data: bytes) -> bool:

@@ -140,7 +140,7 @@ def open_file(path: Path, limit: int | None = None) -> io.BufferedReader:
     return io.BufferedReader(Bounded(file, allowed), SAMPLE)
 
 
-def open_text(located: Located, gate: Gate | None = None) -> io.BufferedIOBase:
+def open_text(located: Located, gate: Gate | None = None) -> io.BufferedReader:
     """As `open_file`, in UTF-8, whatever encoding the file is in."""
     return as_utf8(open_file(located.path, located.limit), gate)
 
@@ -177,6 +177,7 @@ def read_lines(located: Located, gate: Gate, errors: str = "strict") -> Iterator
     number, at = located.line - 1, located.begin
     try:
         with open_text(located, gate) as file:
+            beginning = file.peek(SAMPLE)[:SAMPLE]
             if at:
                 file.seek(at)
             while (located.end is None or at < located.end) and (raw := file.readline(MAX_LINE_BYTES + 1)):
@@ -195,7 +196,7 @@ def read_lines(located: Located, gate: Gate, errors: str = "strict") -> Iterator
                     if not raw:
                         gate.station.drop(BLANK_LINE, rows=1)
                         continue
-                line = _decoded(raw, errors, number, located, gate)
+                line = _decoded(raw, beginning, errors, number, located, gate)
                 if line is not None:
                     yield line
     except Expanded as error:
@@ -204,12 +205,12 @@ def read_lines(located: Located, gate: Gate, errors: str = "strict") -> Iterator
         raise unreadable(located, error, number) from error
 
 
-def _decoded(raw: bytes, errors: str, number: int, located: Located, gate: Gate) -> Line | None:
-    """The line, recoded where it is in another encoding than the file; None where it was refused."""
+def _decoded(raw: bytes, beginning: bytes, errors: str, number: int, located: Located, gate: Gate) -> Line | None:
+    """The line, recoded where it is in another encoding than the file, of which the beginning is given; None if refused."""
     try:
         return Line(number, raw.decode("utf-8", errors), len(raw))
     except UnicodeDecodeError as error:
-        text, name = decode_line(raw)
+        text, name = decode_line(raw, beginning)
         if text is None:
             gate.refuse(f"{located.label}:{number}", f"not UTF-8 (byte {error.start + 1} of the line)",
                         raw[:EXCERPT].decode("utf-8", "replace"), len(raw), kind="not UTF-8")

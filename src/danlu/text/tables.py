@@ -2,12 +2,14 @@
 
 CSV follows the quotes of RFC 4180: a quote that does not match costs its own line. In tab-separated text (TSV) a quote is
 a character like any other and a line is a row, as the published sets of classified texts are written; where its first row
-holds a number it is taken for data, not for column names, and the columns are called `label` and `text`.
+holds a number and no usual name of a column it is taken for data, and the columns are called `label` and `text`. Of columns
+that share a name the first keeps it.
 """
 
 import csv
+import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +23,9 @@ from danlu.text.lines import BEHIND, BLANK_LINE, MAX_LINE_BYTES, Gate, Line, Val
 READ_AGAIN = 10  # times the lines of a CSV file that are read again because of bad rows before them, at most
 READ_AHEAD = 1 << 20  # bytes of each column of a Parquet file that are read at a time
 Names = Callable[[int], list[str] | None]
+# Cells by which a row of names is known although another of them is a number (a year)
+COLUMN = re.compile(r"(?:id|idx|index|labels?|prompt|premise|hypothesis|(?:text|sentence)[\d_-]*\w?)", re.IGNORECASE)
+NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 BATCH = 256  # rows of a Parquet or Arrow file that are turned into objects at a time
 
 
@@ -109,7 +114,7 @@ def _read_csv(lines: _CsvLines, located: Located, gate: Gate, names: Names | Non
         elif header is None:
             if not is_unicode(cells):
                 raise DataError("the column names are not UTF-8", where=where, hint="Save the file as UTF-8.")
-            header = cells
+            header = distinct(cells)
             gate.station.drop("column names", rows=1, bytes=size)
             continue
         if after_bad and sum(line.text.count('"') for line in row) % 2:
@@ -137,7 +142,7 @@ def _refuse_csv(lines: _CsvLines, error: csv.Error, label: str, gate: Gate) -> N
 
 
 def read_tsv(located: Located, gate: Gate) -> Iterator[Value]:
-    """Rows of tab-separated text, one a line; the first row names the columns unless one of its cells is a number.
+    """Rows of tab-separated text, one a line; the first row names the columns unless it holds a number and no name.
 
     Raises DataError where a first row with a number does not hold one label and one or two texts.
     """
@@ -148,8 +153,8 @@ def read_tsv(located: Located, gate: Gate) -> Iterator[Value]:
             gate.station.drop(BLANK_LINE, rows=1, bytes=line.bytes)
             continue
         if names is None:
-            if not any(map(_is_number, cells)):
-                names = cells
+            if not any(map(_is_number, cells)) or any(COLUMN.fullmatch(cell.strip()) for cell in cells):
+                names = distinct(cells)
                 gate.station.drop("column names", rows=1, bytes=line.bytes)
                 continue
             names = _names(cells, where)
@@ -172,11 +177,19 @@ def _names(cells: list[str], where: str) -> list[str]:
 
 
 def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+    return NUMBER.fullmatch(cell.strip()) is not None
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names of columns, each once: a second “text” is “text (2)”, which nobody asks for and the ledger can name."""
+    found: dict[str, None] = {}
+    for name in names:
+        own, number = name, 1
+        while own in found:
+            number += 1
+            own = f"{name} ({number})"
+        found[own] = None
+    return list(found)
 
 
 def read_parquet_rows(located: Located, gate: Gate) -> Iterator[Value]:
@@ -228,6 +241,7 @@ def read_arrow_rows(located: Located, gate: Gate) -> Iterator[Value]:
 def _rows(batches: Iterator[pa.RecordBatch], located: Located, gate: Gate) -> Iterator[Value]:
     number = located.line - 1
     for batch in batches:
+        batch = batch.rename_columns(distinct(batch.schema.names))
         for start in range(0, batch.num_rows, BATCH):
             for row in _objects(batch.slice(start, BATCH)):
                 number += 1
