@@ -98,6 +98,24 @@ def test_plan_run_and_reuse(folder):
     assert [path.name for path in Path("elsewhere/demo").iterdir() if path.is_dir()] == ["corpus"]
 
 
+def test_the_report_of_a_corpus_says_where_the_recipe_has_changed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("texts").mkdir()
+    Path("texts/a.txt").write_text("one two\na bad line\n")
+    Path("corpus.yaml").write_text("""
+name: demo
+steps:
+  corpus: {stage: corpus, sources: [{path: texts, document: line}], clean: {min_chars: 1}, heldout_share: 0}
+""")
+    assert "2 documents" in command("corpus", "corpus.yaml", "corpus").output
+    again = command("corpus", "corpus.yaml", "corpus", "--report").output
+    assert "2 documents" in again and "other settings" not in again
+    Path("texts/a.txt").write_text("its files need not be there")
+    other = command("corpus", "corpus.yaml", "corpus", "--report", "--set", "steps.corpus.heldout_share=0.3").output
+    assert "other settings than the recipe has now (heldout_share 0.0 → 0.3)" in " ".join(other.split())
+    assert "2 documents" in other
+
+
 def test_an_error_is_one_message(folder):
     result = command("run", "demo.yaml", "--set", "steps.base.max_stepz=4", code=2)
     assert result.stderr == "--set steps.base.max_stepz=4: unknown key “max_stepz”. Did you mean max_steps?\n"

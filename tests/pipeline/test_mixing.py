@@ -172,6 +172,10 @@ def test_the_plan_knows_exactly_once_the_examples_are_there(home) -> None:
     assert planned == {name: cells for name, cells in told.items() if name in planned} and {*planned} == {
         "en", "qa", "zh", "all"}
     assert planned["zh"][0] != planned["zh"][1] and rows_of(text, "asked → realised")["qa"][0] == "0.00 % → 0.00 %"
+    assert "base: “qa” is seen" in text and "“en” is seen" not in text
+    limited = plan(changed(RECIPE, base__mix={"shares": {"zh": 0.3, "en": 0.3, "qa": 0.4}, "max_epochs": 2}))
+    with pytest.raises(DataError, match=r"“qa” would be seen .* times; mix\.max_epochs is 2"):
+        limited.render(Console(quiet=True), accounts_beforehand(limited, Console(quiet=True)))
     before = sorted(Path("runs/mixed").rglob("*"))
     for other in ({"base__cutoff_len": 40}, {"base__dataset": "corpus", "base__mix": SMALL["base__mix"]}):
         assert accounts_beforehand(plan(changed(RECIPE, **other)), Console(quiet=True)) == {}, "other examples"

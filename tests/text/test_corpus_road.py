@@ -13,6 +13,7 @@ from danlu.core.records import Document
 from danlu.text import near, shards, spool
 from danlu.text.clean import CleanConfig
 from danlu.text.corpus import CorpusWriter, read_corpus
+from danlu.text.decontaminate import DISGUISES
 from danlu.text.dedup import BLANK_LINES, fingerprint
 from danlu.text.minhash import NearConfig, band_keys, shingles, signature, similarity
 from danlu.text.read import SourceConfig
@@ -174,7 +175,7 @@ def test_paragraphs_are_dropped_as_in_one_reading(tmp_path: Path) -> None:
     assert 0 < len(expected) < 20
 
 
-def test_evaluation_items_are_kept_out_and_the_recall_is_published(base: Path) -> None:
+def test_evaluation_items_are_kept_out_and_the_recall_is_published(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     items = [" ".join(f"item{number}x{place}" for place in range(20)) for number in range(6)]
     (base / "exam.jsonl").write_text("".join(json.dumps({"q": text}) + "\n" for text in items))
     (base / "c.txt").write_text("Before.\n" + items[2].upper().replace(" ", "\n", 3) + "\nBehind.\n")
@@ -186,5 +187,9 @@ def test_evaluation_items_are_kept_out_and_the_recall_is_published(base: Path) -
     assert saved["decontaminate"]["dropped"]["contaminated_exam"]["rows"] == 1
     (note, found), = saved["decontaminate"]["notes"].items()
     assert note.startswith("exam: planted items that were found, of ") and found == int(note.split()[-1]) > 6
+    monkeypatch.setitem(DISGUISES, "other words", lambda text, random: text.replace("x", "-"))
+    run(base, "v", 2000, sources=sources, heldout=[], decontaminate=sets)
+    saved = {station["name"]: station for station in json.loads((base / "v" / "ledger.json").read_text())["stations"]}
+    assert saved["decontaminate"]["notes"]["exam: planted items that were missed, other words"] == len(items)
     shown = json.loads((base / "w" / "report.json").read_text())["removed"]
     assert [item["where"] for item in shown if item["station"] == "decontaminate"] == ["c.txt"]

@@ -73,7 +73,8 @@ def test_what_a_disguise_hides_is_counted(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("text, found", [
-    ("he wins at BLACK  jack", []), ("he wins at Black Jack", ["black jack"]), ("casinos", []), ("the casino's",
+    ("he wins at BLACK  \n　jack", ["black jack"]), ("black-jack, blackjack", []), ("in C# and C", ["c#"]),
+    ("he wins at Black Jack", ["black jack"]), ("casinos", []), ("the casino's",
     ["casino"]),
     ("ｃａｓｉｎｏ", ["casino"]), ("线上赌场开业", ["赌场"]), ("see https://www.bad.com/x?y", ["bad.com"]),
     ("a.b.bad.com", ["bad.com"]),
@@ -81,7 +82,7 @@ def test_what_a_disguise_hides_is_counted(monkeypatch: pytest.MonkeyPatch) -> No
     ("notbad.com", []), ("mail x@bad.com", []), ("good.org/fine", []), ("http://good.org/bad/page", ["good.org/bad"]),
     ("c++!", ["c++"])])
 def test_block_lists(tmp_path: Path, text: str, found: list[str]) -> None:
-    (tmp_path / "words.txt").write_text("# games\ncasino\nblack jack\n赌场\nC++\n", encoding="utf-8")
+    (tmp_path / "words.txt").write_text("# games\ncasino\nblack  jack\n赌场\t# in Chinese\nC++\nC#\n", encoding="utf-8")
     (tmp_path / "sites.txt").write_text("https://www.bad.com/\ngood.org/bad # a folder\n", encoding="utf-8")
     blocked = load([BlocklistConfig(name="games", words="words.txt", urls="sites.txt")], tmp_path)[0]
     assert blocked.found(text) == found and blocked.blocks(text) == bool(found)

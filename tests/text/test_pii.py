@@ -27,6 +27,16 @@ from danlu.text.pii import PiiConfig, is_bank_card, is_id_card, mask
     ("at 2001:4860:4860::8888.", "at <ip>."), ("::1 and std::vector and 10:30:45", "::1 and std::vector and 10:30:45"),
     ("+100000 users, +20 5 3, v +25 000", "+100000 users, +20 5 3, v +25 000"),
     ("a::b, cafe::babe, dead::beef:1", "a::b, cafe::babe, dead::beef:1"), ("2a02::1", "<ip>"),
+    ("电话：13812345678/13912345678", "电话：<phone>/<phone>"),
+    ("手机 138 1234 5678/139 1234 5678", "手机 <phone>/<phone>"),
+    ("010-12345678/87654321", "<phone>"), ("tel=13812345678&id=13812345678", "tel=<phone>&id=13812345678"),
+    ("86-13812345678, 008613812345678", "<phone>, <phone>"),
+    ("电话-13812345678，a-13812345678", "电话-<phone>，a-13812345678"),
+    ("https://a.cn/13812345678.html", "https://a.cn/13812345678.html"),
+    ("_zhang@y.com, 联系-a@b.com", "<email>, 联系<email>"), ("a@-, -@b, 1@2", "a@-, -@b, 1@2"),
+    ("no.11010519491231002X, -11010519491231002X", "no.<id_card>, -<id_card>"),
+    ("7-11010519491231002X, 7.11010519491231002X", "7-11010519491231002X, 7.11010519491231002X"),
+    ("from ::ffff:8.8.8.8 and ::ffff:10.0.0.1", "from <ip> and ::ffff:10.0.0.1"),
     ("256.1.1.1 999.8.8.8", "256.1.1.1 999.8.8.8")])
 def test_masking(text: str, masked: str) -> None:
     assert mask(text, PiiConfig())[0] == masked

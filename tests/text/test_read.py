@@ -93,6 +93,18 @@ def test_a_path_through_lists(tmp_path: Path) -> None:
         ("a.json:1 data[2].paragraphs[0].context", "no field “data[2].paragraphs[0].context” (fields found: none)")]
 
 
+def test_a_name_with_a_dot(tmp_path: Path) -> None:
+    """A flattened table's column is meant before a path of the same letters."""
+    assert [item.text for item in read(tmp_path, "a.csv", "id,doc.text\n1,here\n", field="doc.text")[0]] == ["here"]
+    rows = [{"doc.text": "here", "doc": {"text": "there"}}, {"doc": {"text": "there"}}, {"doc": {}}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    documents, ledger = read(tmp_path, "a.jsonl", text, field="doc.text")
+    assert [item.text for item in documents] == ["here", "there"]
+    assert ledger.quarantined[0].reason == "no field “doc.text” (fields found: none)"
+    nested = json.dumps({"data": [{"a.b": "one"}, {"a": {"b": "two"}}]})
+    assert [item.text for item in read(tmp_path, "b.json", nested, field="data[].a.b")[0]] == ["one", "two"]
+
+
 def test_nothing_at_the_end_of_a_path(tmp_path: Path) -> None:
     documents, ledger = read(tmp_path, "a.json", '{"data": []}', field="data[].text")
     assert documents == []

@@ -180,8 +180,13 @@ def _bars(title: str, measure: str, counts: Mapping[str, int]) -> "Table":
 
 
 def show_report(recipe: Recipe, step: str, console: "Console", runs: str | Path = "runs") -> None:
-    """Prints the report of a corpus that was made. Raises ConfigError for a step that is none or has not run."""
+    """Prints the report of a corpus that was made. Raises ConfigError for a step that is none or has not run.
+
+    Where the recipe now says something else than what it was made with, that is said first.
+    """
     from rich.text import Text
+
+    from danlu.pipeline.plan import changed_settings
 
     found = recipe.step(step)
     if found.stage != "corpus":
@@ -189,10 +194,14 @@ def show_report(recipe: Recipe, step: str, console: "Console", runs: str | Path 
     pointer = Path(runs) / recipe.name / found.name / CURRENT
     if not pointer.is_file():
         raise ConfigError(f"the step “{found.name}” has not run yet", where=found.place, hint="danlu run makes it.")
-    folder = open_artifact(pointer.parent / pointer.read_text(encoding="utf-8").strip(), kind="corpus").folder
+    artifact = open_artifact(pointer.parent / pointer.read_text(encoding="utf-8").strip(), kind="corpus")
+    folder = artifact.folder
     if not (folder / DATA).is_file():
         raise DataError("the corpus was made by an earlier danlu, without a report", where=str(folder))
     report = json.loads((folder / DATA).read_bytes())
+    if changes := changed_settings(recipe, found, artifact.manifest["config"]):
+        console.print(Text(visible("This corpus was made with other settings than the recipe has now "
+                                   f"({'; '.join(changes)}); danlu run makes it anew."), style="yellow"))
     for name, part in report["categories"].items():
         title = f"{name}: {part['documents']:,} documents, {part['bytes']:,} bytes, {part['heldout']:,} held out"
         console.print(_bars(title, "characters", part["lengths"]))

@@ -211,6 +211,12 @@ def _reason(step: Step, final: Path, artifact: Artifact | None, config: Mapping[
     return "; ".join(changes[:MAX_CHANGES]) + more if changes else f"the earlier artifact ({named}) is another"
 
 
+def changed_settings(recipe: Recipe, step: Step, old: Mapping[str, Any]) -> list[str]:
+    """What differs between how an artifact was made and what the recipe says now, but for the content of its inputs."""
+    return list_changes(old, {"stage": step.stage, "schema": step.module.SCHEMA, "seed": recipe.seed,
+                              "settings": step.settings.result_settings(), "inputs": []})
+
+
 def list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two descriptions of a step, in words."""
     changes = []

@@ -40,7 +40,10 @@ def _flops(value: float) -> str:
 
 
 def plan_tables(plan: "Plan", accounts: Mapping[str, Mapping[str, Any]]) -> list["RenderableType"]:
-    """The plan's table, and below it the mixes and notes of the steps; `accounts` as `Plan.render` has them."""
+    """The plan's table, and below it the mixes and notes of the steps; `accounts` as `Plan.render` has them.
+
+    Raises DataError where a mix whose examples are there would take something more often than its `max_epochs`.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -58,6 +61,11 @@ def plan_tables(plan: "Plan", accounts: Mapping[str, Mapping[str, Any]]) -> list
         table.add_row(plain(planned.step.name), plain(planned.step.stage), _why(planned),
                       *(row[index] for index in shown), style="dim" if planned.artifact else "")
     notes = [f"{planned.step.name}: {note}" for planned in plan.steps.values() for note in planned.forecast.notes]
+    for name, account in accounts.items():
+        from danlu.data.shares import require_epochs
+
+        settings: Any = plan.steps[name].step.settings
+        notes += [f"{name}: {sentence}" for sentence in require_epochs(account, settings.mix.max_epochs)]
     todo = [planned for planned in plan.steps.values() if planned.artifact is None]
     seconds = [planned.forecast.seconds for planned in todo if planned.forecast.seconds is not None]
     total = f"{len(todo)} of {len(plan.steps)} steps to run"

@@ -1,8 +1,9 @@
 """Block lists: what must not be learned. A document with a listed word, or with a link to a listed site, is dropped.
 
-A list is a text file, one entry a line; `#` begins a comment. Its name is the reason in the ledger. Words are found in any
-case and width; entries in letters that are parted by blanks only as whole words, Han entries anywhere. A site blocks all
-of its subdomains, and an entry with a path only what lies under it.
+A list is a text file, one entry a line; `#` at the beginning of a line or after a blank begins a comment. Its name is the
+reason in the ledger. Words are found in any case and width, a blank in an entry stands for any blanks and line ends;
+entries in letters that are parted by blanks only as whole words, Han entries anywhere. A site blocks all of its
+subdomains, and an entry with a path only what lies under it.
 
     lists = load([BlocklistConfig(name="gambling", words="lists/gambling.txt")], base)
     lists[0].find(text)                     # the entry that was found, or None
@@ -35,6 +36,7 @@ class BlocklistConfig(Config):
         return self
 
 
+_COMMENT = re.compile(r"(?:^|\s)#")
 LONGEST = 200  # characters of an entry
 _LATIN_END = re.compile(r"(?<=[^\x00-\x7f])[a-z0-9][a-z0-9-]*$")  # 登录a.com: what stands before it need not be of the name
 _LINK = re.compile(r"(?:https?://|//|\bwww\.|(?<![\w@.-]))((?:[\w-]+\.)+[a-z]{2,24})((?:/[^\s<>\"'，。）】]*)?)")
@@ -64,7 +66,7 @@ class Blocklist:
         plain = _plain(text)
         if self.words is not None:
             for match in self.words.finditer(plain):
-                entries.setdefault(match[0])
+                entries.setdefault(" ".join(match[0].split()))
                 if len(entries) >= self.min_count:
                     return list(entries)
         if self.sites and "." in (linked := f"{_plain(address)} {plain}"):
@@ -99,7 +101,7 @@ def compile_words(entries: list[str]) -> re.Pattern[str] | None:
     tree: dict = {}
     for entry in entries:
         node = tree
-        for character in _plain(entry):
+        for character in " ".join(_plain(entry).split()):
             node = node.setdefault(character, {})
         node[""] = {}
     return re.compile(_branches(tree, "")) if tree else None
@@ -113,7 +115,8 @@ def _branches(tree: dict, before: str) -> str:
             options.append(r"(?![a-z0-9_\u00c0-\u024f])" if re.match(r"[a-z0-9_\u00c0-\u024f]", before) else "")
             continue
         border = r"(?<![a-z0-9_\u00c0-\u024f])" if not before and re.match(r"[a-z0-9_\u00c0-\u024f]", character) else ""
-        options.append(border + re.escape(character) + _branches(node, character))
+        letter = r"\s+" if character == " " else re.escape(character)
+        options.append(border + letter + _branches(node, character))
     return options[0] if len(options) == 1 else f"(?:{'|'.join(options)})"
 
 
@@ -126,7 +129,7 @@ def _entries(path: str, base: Path) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the block list cannot be read: {error}", where=file.label,
                               hint="It is a text file in UTF-8, one entry a line.") from error
-    found = [entry for line in lines if (entry := line.split("#")[0].strip())]
+    found = [entry for line in lines if (entry := _COMMENT.split(line)[0].strip())]
     for entry in found:
         if len(entry) > LONGEST:
             raise ConfigError(f"an entry of {len(entry):,} characters is too long: “{entry[:40]}…”", where=path,
@@ -142,6 +145,7 @@ def load(configs: list[BlocklistConfig], base: Path) -> list[Blocklist]:
     for config in configs:
         words = compile_words(_entries(config.words, base)) if config.words else None
         sites = _entries(config.urls, base) if config.urls else []
-        plain = {re.sub(r"^(?:https?:)?(?://)?(?:www\.)?", "", _plain(site)).rstrip("/") for site in sites}
+        plain = {re.sub(r"^(?:https?:)?(?://)?(?:www\.)?", "", _plain(site)).partition("#")[0].rstrip("/")
+                 for site in sites}
         result.append(Blocklist(config.name, words, frozenset(plain), config.min_count))
     return result

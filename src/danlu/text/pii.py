@@ -59,6 +59,8 @@ def is_public_ip(address: str) -> bool:
         found = ipaddress.ip_address(address)
     except ValueError:
         return False
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
     return found.is_global and (found.version == 4 or found in _GIVEN_OUT)
 
 
@@ -71,19 +73,23 @@ def _always(found: str) -> bool:
     return True
 
 
-_NOT_IN_NUMBER, _NUMBER_ENDS = r"(?<![0-9A-Za-z_.+-])", r"(?![0-9A-Za-z_]|[.-]\d)"
-_EMAIL = re.compile(r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}"
+_NOT_IN_NUMBER, _NUMBER_ENDS = r"(?<![0-9A-Za-z_])(?<!\d[.+-])", r"(?![0-9A-Za-z_]|[.-]\d)"
+# Not in an address (/138…, ?id=138…), but behind another number (…/138…), a Chinese word or what says that it is one
+_BEGINS = (r"(?:(?<![\dA-Za-z_.+=/-])|(?<=\d/)|(?<=[^\x00-\x7f][./=-])|(?<=(?i:tel)=)|(?<=(?i:phone)=)|"
+           r"(?<=(?i:mobile)=))")
+_AREA = r"0(?:10|2\d|[3-9]\d\d)"
+_EMAIL = re.compile(r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}"
                     r"(?![A-Za-z0-9])")
 _ID_CARD = re.compile(_NOT_IN_NUMBER + r"[1-9]\d{5}[12]\d{3}[01]\d[0-3]\d{4}[\dXx](?![\dA-Za-z])", re.ASCII)
 _BANK_CARD = re.compile(
     _NOT_IN_NUMBER + r"(?:[3-6]\d{3}|2[2-7]\d\d)(?:([ -]?)\d{4})(?:\1\d{4})(?:\1\d{4}\1\d{1,3}|\1\d{1,7})" +
     _NUMBER_ENDS, re.ASCII)
 _PHONE = re.compile(
-    r"(?<![\dA-Za-z_.+=/-])(?:(?:\+86[ -]?)?1[3-9]\d([ -]?)\d{4}\1\d{4}|"
-    r"(?:[(（]0(?:10|2\d|[3-9]\d\d)[)）][ -]?|0(?:10|2\d|[3-9]\d\d)[ -])\d{7,8}|"
+    _BEGINS + r"(?:(?:(?:\+|00)?86[ -]?)?1[3-9]\d([ -]?)\d{4}\1\d{4}|"
+    r"(?:[(（]" + _AREA + r"[)）][ -]?|" + _AREA + r"[ -])\d{7,8}(?:/\d{7,8})*|"
     r"\+[1-9]\d{0,2}(?:[ -]?\(?\d{1,4}\)?){2,4})" + _NUMBER_ENDS, re.ASCII)
 _IP = re.compile(
-    r"(?<![A-Za-z0-9_.:-])(?:(?:\d{1,3}\.){3}\d{1,3}(?![A-Za-z0-9_]|\.\d)|(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![A-Za-z0-9_:]))",
+    r"(?<![A-Za-z0-9_.:-])(?:(?:::[Ff]{4}:)?(?:\d{1,3}\.){3}\d{1,3}(?![A-Za-z0-9_]|\.\d)|(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![A-Za-z0-9_:]))",
     re.ASCII)
 _FINDERS: dict[Kind, tuple[re.Pattern[str], Callable[[str], bool]]] = {  # the form, and the test of what has it
     "email": (_EMAIL, _always), "id_card": (_ID_CARD, is_id_card), "bank_card": (_BANK_CARD, is_bank_card),

@@ -308,6 +308,9 @@ def _as_text(content: Any) -> str:
 
 def _dig(value: Any, path: list[str], place: str, texts: list[str], wrong: list[tuple[str, str]]) -> None:
     """Follows a path; collects the texts at its end and (place, reason) wherever it cannot be followed."""
+    joined = ".".join(path)
+    if len(path) > 1 and isinstance(value, dict) and joined in value:  # a column whose name has a dot (answers.text)
+        path = [joined]
     if not path:
         try:
             texts.append(_as_text(value))

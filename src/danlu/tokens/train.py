@@ -14,6 +14,7 @@ danlu's encoders take off): the chat template writes those of dialogues, the enc
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ SPECIAL_TOKENS = (BOS, END, PAD, *ROLES)
 BERT_TOKENS = (wordpiece.PAD, wordpiece.UNK, wordpiece.CLS, wordpiece.SEP, wordpiece.MASK)
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 NAMES = "Put marks around a name, as in <|name|>."
+_NAME = re.compile(r"(?!<0x[0-9A-F]{2}>)(?:[^\w\s]|_).*[^\W_].*(?:[^\w\s]|_)")  # <0x41> is a byte of SentencePiece
 MODEL_MAX_LENGTH = 1_000_000_000  # the tokenizer has no limit; the model has
 
 CHAT_TEMPLATE = """\
@@ -156,13 +158,19 @@ class _Counter:
             yield from chunks_of(text)
 
 
+def is_name(token: str) -> bool:
+    """Whether a special token has marks around it, so that no ordinary text is full of it: <|name|>, [NAME], __name__."""
+    return _NAME.fullmatch(token) is not None
+
+
 def require_unspellable(tokenizer: Tokenizer, special: Sequence[str]) -> None:
     """Raises ConfigError where text that spells a special token becomes it although it is read as ordinary text."""
     codec = Codec(tokenizer)
     for token, ids in zip(special, codec.encode_plain(special), strict=True):
         if tokenizer.token_to_id(token) in ids.tolist():
             raise ConfigError(f"the special token “{token}” could be spelled by ordinary text", key="special_tokens",
-                              hint=NAMES)
+                              hint="Give more text: this is too little to learn what spells it." if is_name(token)
+                              else NAMES)
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, special: Sequence[str] = SPECIAL_TOKENS,

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 KIND = "corpus"
-SCHEMA = 5
+SCHEMA = 6
 BYTES_PER_TOKEN = 4  # of a tokenizer trained on such text, in English and in Chinese
 DOCSTRING_SHARE = 0.25  # of Python source that is docstrings
 BYTES_PER_SECOND = 8e6
@@ -204,6 +204,8 @@ def _measure_recall(config: DecontaminateConfig, context: Context, spool: Spool,
     for name, recall in found.items():
         station = ledger.station("decontaminate")
         station.note(f"{name}: planted items that were found, of {recall.planted:,}", rows=recall.found)
+        for disguise, missed in recall.missed.items():
+            station.note(f"{name}: planted items that were missed, {disguise}", rows=missed)
         if recall.too_short:
             station.note(f"{name}: items too short to be looked for", rows=recall.too_short)
 

@@ -32,7 +32,7 @@ from danlu.tokens.codec import Codec, chunks_of
 from danlu.tokens.measure import ALL, figure_table, measure
 from danlu.tokens.sp_train import BLANK
 from danlu.tokens.splitting import Chinese, Digits
-from danlu.tokens.train import MIN_VOCAB_SIZE, Kind, Options, own_tokens, train_tokenizer
+from danlu.tokens.train import MIN_VOCAB_SIZE, NAMES, Kind, Options, is_name, own_tokens, train_tokenizer
 
 KIND = "tokenizer"
 SCHEMA = 3
@@ -79,6 +79,9 @@ class Settings(Config):
         own, further = own_tokens(self.kind), self.options().special_tokens
         if len({*own, *further}) < len(own) + len(further) or any(not token.strip() for token in further):
             raise ValueError(f"special tokens are not empty, written once and none of {' '.join(own)}")
+        bad = next((token for token in further if not is_name(token)), None)
+        if bad is not None:
+            raise ValueError(f"the special token “{bad}” could be spelled by ordinary text. {NAMES}")
         return self
 
     @model_validator(mode="after")
@@ -124,14 +127,17 @@ def forecast(settings: Settings, inputs: Mapping[str, Input]) -> Forecast:
 
 def run(context: Context) -> dict[str, Any]:
     """Samples, trains, checks the round trip and measures. Returns the vocabulary size and the figures."""
+    from danlu.models.load import load_tokenizer
+
     settings: Settings = context.settings
     ledger = Ledger()
+    others = {text: load_tokenizer(place(context.inputs[text])) for text in settings.compare}  # before it takes long
     sample = Sample(context, ledger)
     with context.progress("training a tokenizer") as bar:
         tokenizer = train_tokenizer(sample.texts(bar), settings.options(), context.work)
     measured, measured_on = measured_documents(context)
     check_round_trip(tokenizer, measured, settings.kind)
-    figures = compared(context, tokenizer, measured)
+    figures = compared({context.step: tokenizer, **others}, measured)
     context.console.print(figure_table(figures))
     (context.work / FIGURES).write_text(json.dumps(figures, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     ledger.save(context.work)
@@ -142,15 +148,10 @@ def run(context: Context) -> dict[str, Any]:
             "figures": figures, "measured_on": measured_on}
 
 
-def compared(context: Context, tokenizer: Tokenizer, measured: list[Document]) -> dict[str, Any]:
-    """The figures of the new tokenizer, under the step's name, and of those to compare it with, on the same texts."""
-    from danlu.models.load import load_tokenizer
-
+def compared(tokenizers: Mapping[str, Any], measured: list[Document]) -> dict[str, Any]:
+    """The figures of tokenizers, by their names, on the same texts."""
     texts = [(document, language(document.text)) for document in measured]
-    figures: dict[str, Any] = {context.step: measure(tokenizer, texts)}
-    for text in context.settings.compare:
-        figures[text] = measure(load_tokenizer(place(context.inputs[text])), texts)
-    return figures
+    return {name: measure(tokenizer, texts) for name, tokenizer in tokenizers.items()}
 
 
 def documents(context: Context, ledger: Ledger, split: str = "train") -> Iterator[Document]:
