@@ -73,9 +73,10 @@ def _always(found: str) -> bool:
     return True
 
 
-_NOT_IN_NUMBER, _NUMBER_ENDS = r"(?<![0-9A-Za-z_])(?<!\d[.+-])", r"(?![0-9A-Za-z_]|[.-]\d)"
+_NOT_IN_NUMBER, _NUMBER_ENDS = r"(?=\d)(?<![0-9A-Za-z_])(?<!\d[.+-])", r"(?![0-9A-Za-z_]|[.-]\d)"
+# What a number may begin with is looked for first: of most places that is all there is to do.
 # Not in an address (/138…, ?id=138…), but behind another number (…/138…), a Chinese word or what says that it is one
-_BEGINS = (r"(?:(?<![\dA-Za-z_.+=/-])|(?<=\d/)|(?<=[^\x00-\x7f][./=-])|(?<=(?i:tel)=)|(?<=(?i:phone)=)|"
+_BEGINS = (r"(?=[\d+(（])(?:(?<![\dA-Za-z_.+=/-])|(?<=\d/)|(?<=[^\x00-\x7f][./=-])|(?<=(?i:tel)=)|(?<=(?i:phone)=)|"
            r"(?<=(?i:mobile)=))")
 _AREA = r"0(?:10|2\d|[3-9]\d\d)"
 _EMAIL = re.compile(r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}"
@@ -89,8 +90,8 @@ _PHONE = re.compile(
     r"(?:[(（]" + _AREA + r"[)）][ -]?|" + _AREA + r"[ -])\d{7,8}(?:/\d{7,8})*|"
     r"\+[1-9]\d{0,2}(?:[ -]?\(?\d{1,4}\)?){2,4})" + _NUMBER_ENDS, re.ASCII)
 _IP = re.compile(
-    r"(?<![A-Za-z0-9_.:-])(?:(?:::[Ff]{4}:)?(?:\d{1,3}\.){3}\d{1,3}(?![A-Za-z0-9_]|\.\d)|(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![A-Za-z0-9_:]))",
-    re.ASCII)
+    r"(?=[0-9A-Fa-f:])(?<![A-Za-z0-9_.:-])(?:(?:::[Ff]{4}:)?(?:\d{1,3}\.){3}\d{1,3}(?![A-Za-z0-9_]|\.\d)|"
+    r"(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![A-Za-z0-9_:]))", re.ASCII)
 _FINDERS: dict[Kind, tuple[re.Pattern[str], Callable[[str], bool]]] = {  # the form, and the test of what has it
     "email": (_EMAIL, _always), "id_card": (_ID_CARD, is_id_card), "bank_card": (_BANK_CARD, is_bank_card),
     "phone": (_PHONE, is_phone), "ip": (_IP, is_public_ip)}
