@@ -137,8 +137,9 @@ def decode_line(raw: bytes, beginning: bytes = b"") -> tuple[str | None, str]:
 
     beginning  of the line's file, by which a short line is told better
     """
-    name = None if _is_damaged_utf8(raw) else _guess(raw)
-    if name is None or (name in CHINESE and _is_foreign(beginning)):
+    beside = _told_of_lines(beginning)
+    name = None if _is_damaged_utf8(raw) else _guess(raw, beside)
+    if name is None or (name in CHINESE and beside is None):
         return None, ""
     try:
         return raw.decode(CODECS[name]), name
@@ -147,11 +148,11 @@ def decode_line(raw: bytes, beginning: bytes = b"") -> tuple[str | None, str]:
 
 
 @lru_cache(maxsize=4)
-def _is_foreign(beginning: bytes) -> bool:
-    """Whether the lines that are not UTF-8 are in none of the known encodings."""
+def _told_of_lines(beginning: bytes) -> str | None:
+    """The encoding of the lines that are not UTF-8; None where they are in none of these, "" where they say too little."""
     lines = [line for line in beginning.splitlines() if not line.isascii() and not _is_damaged_utf8(line)]
     data = b"\n".join(lines)
-    return sum(len(run) // 2 for run in _RUN.findall(data)) >= MIN_HAN and _guess(data) is None
+    return _guess(data) if sum(len(run) // 2 for run in _RUN.findall(data)) >= MIN_HAN else ""
 
 
 def _is_damaged_utf8(data: bytes) -> bool:
@@ -161,14 +162,17 @@ def _is_damaged_utf8(data: bytes) -> bool:
     return len(text) - bad - sum(map(str.isascii, text)) >= bad
 
 
-def _guess(data: bytes) -> str | None:
-    """The encoding of bytes that are not UTF-8; None where they look like none of the known ones."""
+def _guess(data: bytes, beside: str | None = "") -> str | None:
+    """The encoding of bytes that are not UTF-8; None where they look like none of the known ones.
+
+    beside  the encoding of other lines of the file: lines of rare characters need not be told from Korean again
+    """
     tokens = _TOKEN.findall(data)
     in_runs = [pair for run in _RUN.findall(data) for pair in zip(run[::2], run[1::2])]
     gb = sum((0xb0 <= lead <= 0xd7 or 0xa1 <= lead <= 0xa3) and trail >= 0xa1 for lead, trail in in_runs)
     big5 = sum(0xa4 <= lead <= 0xc6 or 0xa1 <= lead <= 0xa3 for lead, trail in in_runs if not 0x7f <= trail <= 0xa0)
     name, common = ("GB18030", gb) if gb >= big5 else ("Big5", big5)
-    if common >= MIN_COMMON * len(tokens) > 0 and _reads_as_chinese(data, in_runs, name):
+    if common >= MIN_COMMON * len(tokens) > 0 and (name == beside or _reads_as_chinese(data, in_runs, name)):
         return name
     accents, inside = len(_ACCENT.findall(data)), len(_IN_WORD.findall(data))
     likely = 2 * inside >= accents if inside else not accents and _SIGN.search(data)
